@@ -1,0 +1,71 @@
+"""
+Preference pairs of many users, read from Arrow when they are needed.
+
+One row is one pair: TRL's preference type plus `user_id`, with `chosen_embeds` and `rejected_embeds` where a context is
+inferred. Rows keep their order; users are an index over them.
+"""
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+
+
+EMBED_COLUMNS = ("chosen_embeds", "rejected_embeds")
+
+
+class PreferenceRows:
+    """
+    A dataset of preference pairs, grouped by user.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with a `user_id`.
+
+    Attributes:
+        user_ids (`list`): the users, in the order of their first row.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        users = dataset.select_columns("user_id").with_format("arrow")[:].column("user_id")
+        encoded = pa.chunked_array([users]) if isinstance(users, pa.Array) else users
+        encoded = encoded.combine_chunks().dictionary_encode()
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        codes = encoded.indices.to_numpy()
+        self.user_ids = encoded.dictionary.to_pylist()
+        self._order = np.argsort(codes, kind="stable")
+        self._offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(self.user_ids)))])
+        embed_columns = [name for name in EMBED_COLUMNS if name in dataset.column_names]
+        self._embeds = dataset.select_columns(embed_columns).with_format("arrow")
+        self._others = dataset.remove_columns(embed_columns)
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self.user_ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of pairs of each user, `(users,)`."""
+        return np.diff(self._offsets)
+
+    def of_user(self, user: int) -> np.ndarray:
+        """Row numbers of a user's pairs, in the order of the dataset."""
+        return self._order[self._offsets[user] : self._offsets[user + 1]]
+
+    def take(self, indices: np.ndarray) -> list[dict]:
+        """Read rows without their embeddings, as TRL's collator takes them."""
+        columns = self._others[indices]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def embeds(self, indices: np.ndarray) -> torch.Tensor:
+        """Read the embeddings of rows: `(len(indices), 2, E)`, axis 2 = chosen, rejected."""
+        table = self._embeds[indices]
+        sides = [_to_matrix(table.column(name)) for name in EMBED_COLUMNS]
+        return torch.stack(sides, dim=1)
+
+
+def _to_matrix(column: pa.ChunkedArray) -> torch.Tensor:
+    """Turn a column of lists of one length into a matrix."""
+    values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
+    return torch.from_numpy(values.reshape(len(column), -1))

@@ -1,0 +1,54 @@
+"""Configuration of the reward model."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .configuration_context_encoder import ContextEncoderConfig
+
+
+REWARD_HEADS = ("bradley_terry", "mean_variance")
+
+
+@strict
+class NPRewardModelConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`NPRewardModel`].
+
+    Args:
+        embed_size (`int`, *optional*, defaults to `384`):
+            Size E of an option's embedding.
+        hidden_size (`int`, *optional*, defaults to `256`):
+            Width of the reward head.
+        dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout probability on the standardised embeddings.
+        head (`str`, *optional*, defaults to `"bradley_terry"`):
+            `"bradley_terry"`: one reward (eq. 7); `"mean_variance"`: a normal distribution of it (DPL).
+        conditional (`bool`, *optional*, defaults to `True`):
+            Whether there is a context encoder. Without one this is the plain BTL or DPL model of one population.
+        context_config (`dict` or [`ContextEncoderConfig`], *optional*):
+            The context encoder. Its `embed_size` is that of the reward model.
+    """
+
+    model_type = "np_reward"
+    sub_configs = {"context_config": ContextEncoderConfig}
+
+    embed_size: int = 384
+    hidden_size: int = 256
+    dropout: float | int = 0.0
+    head: str = "bradley_terry"
+    conditional: bool = True
+    context_config: dict | ContextEncoderConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.context_config is None or isinstance(self.context_config, dict):
+            fields = {**(self.context_config or {}), "embed_size": self.embed_size}
+            self.context_config = ContextEncoderConfig(**fields)
+        auto_map = {
+            "AutoConfig": "configuration_np_reward.NPRewardModelConfig",
+            "AutoModel": "modeling_np_reward.NPRewardModel",
+        }
+        kwargs.setdefault("auto_map", auto_map)
+        kwargs.setdefault("num_labels", 1)
+        super().__post_init__(**kwargs)
+        if self.head not in REWARD_HEADS:
+            raise ValueError(f"`head={self.head!r}` is unknown. Choose one of {list(REWARD_HEADS)}.")

@@ -1,0 +1,120 @@
+"""
+The context encoder: a user's context set in, the user's latent z out (eq. 5 and 21 of the paper).
+
+A Deep Set over preference pairs, with a learned vector for the empty set, beside a memory channel: a gated sum of
+(chosen - rejected) in a linear code of the options. The reward model reads the memory as an inner product with the code
+of an option, so that before any training it already scores options by the mean difference of the context.
+"""
+
+import torch
+from torch import nn
+
+from .configuration_context_encoder import ContextEncoderConfig
+from .layers import SkipMLP, Standardizer
+
+
+class ContextEncoder(nn.Module):
+    """
+    Infer latents from context sets.
+
+    Args:
+        config ([`ContextEncoderConfig`]):
+            Sizes and variant.
+    """
+
+    def __init__(self, config: ContextEncoderConfig):
+        super().__init__()
+        self.config = config
+        hidden_size, set_size = config.hidden_size, config.latent_size - config.memory_size
+        self.standardizer = Standardizer(config.embed_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.option_encoder = SkipMLP(config.embed_size, hidden_size, hidden_size, config.linear_skip)
+        self.pair_encoder = SkipMLP(2 * hidden_size, hidden_size, hidden_size, config.linear_skip)
+        self.empty_set = nn.Parameter(torch.empty(hidden_size))
+        if config.pooling == "attention":
+            self.attention = nn.MultiheadAttention(hidden_size, num_heads=8, batch_first=True)
+        num_moments = 2 if config.latent_distribution == "gaussian" else 1
+        self.set_encoder = SkipMLP(hidden_size, hidden_size, num_moments * set_size, config.linear_skip)
+        if config.memory_size:
+            self.code = nn.Linear(config.embed_size, config.memory_size, bias=False)
+            self.gate = nn.Linear(hidden_size, 1)
+            self.memory = nn.Linear(config.memory_size, config.memory_size, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start the memory channel as the plain sum of (chosen - rejected), and every other layer as torch does."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, Standardizer)):
+                module.reset_parameters()
+            elif isinstance(module, nn.MultiheadAttention):
+                module._reset_parameters()
+        nn.init.normal_(self.empty_set, std=0.02)
+        if self.config.memory_size:
+            # an isometry where the code is wide enough, otherwise one in expectation
+            nn.init.orthogonal_(self.code.weight, gain=max(1.0, self.config.embed_size / self.config.memory_size) ** 0.5)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.constant_(self.gate.bias, 0.5413)  # softplus(0.5413) = 1
+            nn.init.eye_(self.memory.weight)
+
+    def forward(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
+        """
+        Summarise each user's context set in one latent (eq. 5).
+
+        Args:
+            context_embeds (`torch.Tensor` of shape `(U, C, 2, E)`):
+                Embeddings of the chosen and the rejected option of every context pair.
+            context_mask (`torch.Tensor` of shape `(U, C)`):
+                `True` where a pair is present. A row may be all `False`: a user without context.
+
+        Returns:
+            `torch.Tensor` of shape `(U, Z)`: the latents, independent of the order of the pairs.
+
+        Raises:
+            `ValueError`: if the shapes disagree with each other or with `embed_size`.
+        """
+        self._check_shapes(context_embeds, context_mask)
+        mask = context_mask.bool().unsqueeze(-1)  # (U, C, 1)
+        options = self.standardizer(context_embeds)  # (U, C, 2, E)
+        pairs = self._encode_pairs(self.dropout(options))  # (U, C, hidden)
+        latents = self._sample(self.set_encoder(self._pool(pairs, mask)))  # (U, set)
+        if self.config.memory_size:
+            difference = self.code(options[:, :, 0] - options[:, :, 1])  # (U, C, memory)
+            gates = nn.functional.softplus(self.gate(pairs)) * mask  # (U, C, 1)
+            latents = torch.cat([latents, self.memory((gates * difference).sum(dim=1))], dim=-1)
+        return latents  # (U, Z)
+
+    def _encode_pairs(self, options: torch.Tensor) -> torch.Tensor:
+        chosen, rejected = self.option_encoder(options).unbind(dim=2)  # (U, C, hidden) each
+        if self.config.pair_features == "difference_sum":
+            chosen, rejected = chosen - rejected, chosen + rejected
+        return self.pair_encoder(torch.cat([chosen, rejected], dim=-1))
+
+    def _pool(self, pairs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        counts = mask.sum(dim=1)  # (U, 1)
+        if self.config.pooling == "attention":
+            absent = ~mask.squeeze(-1) & (counts > 0)  # (U, C); attention over nothing would be NaN
+            pairs, _ = self.attention(pairs, pairs, pairs, key_padding_mask=absent, need_weights=False)
+        pooled = (pairs * mask).sum(dim=1)  # (U, hidden)
+        if self.config.pooling == "mean":
+            pooled = pooled / counts.clamp_min(1)
+        return torch.where(counts > 0, pooled, self.empty_set.to(pooled.dtype))
+
+    def _sample(self, moments: torch.Tensor) -> torch.Tensor:
+        if self.config.latent_distribution == "deterministic":
+            return moments
+        mean, log_std = moments.chunk(2, dim=-1)
+        return mean + torch.randn_like(mean) * log_std.exp() if self.training else mean
+
+    def _check_shapes(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> None:
+        embed_size = self.config.embed_size
+        if context_embeds.dim() != 4 or context_embeds.shape[2:] != (2, embed_size):
+            raise ValueError(
+                f"`context_embeds` has shape {tuple(context_embeds.shape)}, but this encoder takes (users, pairs, 2, "
+                f"{embed_size}): chosen and rejected embeddings of size {embed_size}. Embed the options as in training."
+            )
+        if context_mask.shape != context_embeds.shape[:2]:
+            raise ValueError(
+                f"`context_mask` has shape {tuple(context_mask.shape)}, but `context_embeds` holds "
+                f"{tuple(context_embeds.shape[:2])} (users, pairs). Pass one flag for each pair."
+            )

@@ -1,0 +1,246 @@
+"""
+Feature-wise linear modulation (FiLM) of a decoder by a user's latent (eq. 23 of the paper).
+
+Four mixins turn any decoder of transformers into a conditional one: attention, decoder layer, backbone, causal LM. The
+modulation sits in the backbone, because TRL's fused LM head calls the backbone and skips `ForCausalLM.forward`.
+Without a latent nothing is computed and the model is the base model to the bit; FiLM starts as the identity.
+"""
+
+import torch
+from torch import nn
+
+from .context_encoder import ContextEncoder
+
+
+class FiLM(nn.Module):
+    """
+    The hypernetwork of eq. 23: a latent in, a FiLM scale and shift for every layer out. Both maps are linear.
+
+    Args:
+        latent_size (`int`):
+            Size Z of the latent.
+        num_layers (`int`):
+            Number of modulated layers L.
+        hidden_size (`int`):
+            Size H of the hidden states.
+    """
+
+    def __init__(self, latent_size: int, num_layers: int, hidden_size: int):
+        super().__init__()
+        self.sizes = (num_layers, 2, hidden_size)
+        # plain parameters, so that LoRA on all linear layers passes them by
+        self.weight = nn.Parameter(torch.empty(num_layers * 2 * hidden_size, latent_size))
+        self.bias = nn.Parameter(torch.empty(num_layers * 2 * hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the identity: scale 1, shift 0."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(B, Z)`):
+                One latent for each row of the batch.
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, 2, H)`: along axis 2, scale and shift.
+        """
+        scale, shift = nn.functional.linear(latents.to(self.weight), self.weight, self.bias).view(
+            -1, *self.sizes
+        ).unbind(dim=2)  # fmt: skip
+        return torch.stack([1 + scale, shift], dim=2)
+
+
+def modulate(hidden_states: torch.Tensor, film: torch.Tensor) -> torch.Tensor:
+    """
+    Scale and shift hidden states (eq. 23).
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(B, T, H)`):
+            What a layer computed.
+        film (`torch.Tensor` of shape `(B, 2, H)`):
+            Scale and shift of this layer, a row for each row of the batch.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T, H)`.
+    """
+    scale, shift = film.to(hidden_states.dtype).unsqueeze(2).unbind(dim=1)  # (B, 1, H) each
+    return torch.addcmul(shift, hidden_states, scale)
+
+
+class FiLMAttentionMixin:
+    """Mix into an attention module: modulate its output before the residual is added."""
+
+    def forward(self, *args, film: torch.Tensor | None = None, **kwargs):
+        output, weights = super().forward(*args, **kwargs)
+        return (output if film is None else modulate(output, film)), weights
+
+
+class FiLMDecoderLayerMixin:
+    """
+    Mix into a decoder layer whose attention has [`FiLMAttentionMixin`].
+
+    `film` travels as a positional argument: reentrant gradient checkpointing loses the gradient of keyword arguments.
+    """
+
+    film_site: str
+
+    def __call__(self, hidden_states: torch.Tensor, *args, film: torch.Tensor | None = None, **kwargs):
+        return super().__call__(hidden_states, film, *args, **kwargs)
+
+    def forward(self, hidden_states: torch.Tensor, film: torch.Tensor | None = None, *args, **kwargs):
+        if film is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        film = film[:, self.self_attn.layer_idx]  # (B, 2, H)
+        if self.film_site == "attention":
+            return super().forward(hidden_states, *args, film=film, **kwargs)
+        return modulate(super().forward(hidden_states, *args, **kwargs), film)
+
+
+class FiLMModelMixin:
+    """Mix into a backbone whose layers have [`FiLMDecoderLayerMixin`]. The class calls `add_film` when it is built."""
+
+    _keep_in_fp32_modules_strict = ["context_encoder", "film"]
+
+    def add_film(self, config) -> None:
+        """Add the context encoder and the FiLM hypernetwork."""
+        self.context_encoder = ContextEncoder(config.context_config)
+        self.film = FiLM(config.context_config.latent_size, config.num_hidden_layers, config.hidden_size)
+
+    def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
+        """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""
+        return self.context_encoder(context_embeds, context_mask)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        *args,
+        latents: torch.Tensor | None = None,
+        context_embeds: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        context_index: torch.LongTensor | None = None,
+        **kwargs,
+    ):
+        """
+        Run the backbone for the users given by `latents`, or by their context sets.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, T)`):
+                Tokens.
+            latents (`torch.Tensor` of shape `(B, Z)`, *optional*):
+                The latent of each row's user. `None`, without a context either, is the base model.
+            context_embeds (`torch.Tensor` of shape `(U, C, 2, E)`, *optional*), context_mask (`torch.Tensor` of shape
+                `(U, C)`, *optional*):
+                The users' context sets, instead of `latents`.
+            context_index (`torch.LongTensor` of shape `(B,)`, *optional*):
+                The user of each row. Not needed when there is one user a row, in order.
+
+        Raises:
+            `ValueError`: if `latents` are not one row of size Z for each row of the batch.
+        """
+        if latents is None and context_embeds is not None:
+            latents = self.infer_latents(context_embeds, context_mask)  # (U, Z)
+            latents = latents if context_index is None else latents[context_index]  # (B, Z)
+        if latents is not None:
+            inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+            self._check_latents(latents, batch_size=inputs.shape[0])
+            kwargs["film"] = self.film(latents)  # (B, L, 2, H)
+        return super().forward(input_ids, *args, **kwargs)
+
+    @torch.no_grad()
+    def embed_options(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, completion_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Embed options with the trunk: hidden states at `context_layer`, pooled over the completion.
+
+        FiLM is off, so the embedding of an option does not depend on a user.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, T)`), attention_mask (`torch.Tensor` of shape `(B, T)`):
+                Prompts with their completions.
+            completion_mask (`torch.Tensor` of shape `(B, T)`):
+                1 on the completion's tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(B, H)`, float32.
+        """
+        outputs = super().forward(input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False)
+        hidden_states = outputs.hidden_states[self.config.context_layer].float()  # (B, T, H)
+        if self.config.option_pooling == "last":
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+            last = (positions * completion_mask).argmax(dim=1)  # (B,)
+            return hidden_states[torch.arange(len(last), device=last.device), last]
+        weights = completion_mask.unsqueeze(-1).to(hidden_states)
+        return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def _check_latents(self, latents: torch.Tensor, batch_size: int) -> None:
+        expected = (batch_size, self.config.context_config.latent_size)
+        if latents.shape != expected:
+            raise ValueError(
+                f"`latents` has shape {tuple(latents.shape)}, but this batch needs {expected}: one latent a row. For "
+                f"one user in every row, pass `latents.expand({expected[0]}, -1)`."
+            )
+
+
+class FiLMForCausalLMMixin:
+    """Mix into a causal LM whose `model` has [`FiLMModelMixin`]."""
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *args,
+        latents: torch.Tensor | None = None,
+        context_embeds: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        context_index: torch.LongTensor | None = None,
+        **kwargs,
+    ):
+        """Run the language model for the users given by `latents` or by a context: [`FiLMModelMixin.forward`]."""
+        users = {
+            "latents": latents,
+            "context_embeds": context_embeds,
+            "context_mask": context_mask,
+            "context_index": context_index,
+        }
+        return super().forward(input_ids, attention_mask, *args, **users, **kwargs)
+
+    def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
+        """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""
+        return self.model.infer_latents(context_embeds, context_mask)
+
+    def embed_options(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, completion_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Embed options `(B, H)` with the trunk: [`FiLMModelMixin.embed_options`]."""
+        return self.model.embed_options(input_ids, attention_mask, completion_mask)
+
+    def embed_pairs(self, pairs: list[dict], tokenizer) -> torch.Tensor:
+        """
+        Embed a user's choices, given as text, with the trunk.
+
+        Args:
+            pairs (`list[dict]`):
+                C preference pairs with the keys `prompt`, `chosen` and `rejected`.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The policy's tokenizer.
+
+        Returns:
+            `torch.Tensor` of shape `(1, C, 2, H)`: the user's context set, for `infer_latents`.
+        """
+        embeds = [self._embed_text(pair["prompt"], pair[side], tokenizer) for pair in pairs for side in SIDES]
+        return torch.stack(embeds).view(1, len(pairs), 2, -1)
+
+    def _embed_text(self, prompt: str, completion: str, tokenizer) -> torch.Tensor:
+        text = prompt + completion
+        text = text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
+        input_ids = torch.tensor([tokenizer(text)["input_ids"]], device=self.device)  # (1, T)
+        completion_mask = torch.ones_like(input_ids)
+        completion_mask[:, : len(tokenizer(prompt)["input_ids"])] = 0
+        return self.embed_options(input_ids, torch.ones_like(input_ids), completion_mask)[0]
+
+
+SIDES = ("chosen", "rejected")

@@ -1,0 +1,72 @@
+"""Gemma with FiLM: the mixins of `film.py` on the classes of transformers (App. C.2.2 of the paper)."""
+
+import torch
+from torch import nn
+from transformers import GemmaForCausalLM, GemmaModel
+from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaDecoderLayer
+
+from .configuration_film_gemma import FiLMGemmaConfig
+from .context_encoder import ContextEncoder
+from .film import FiLM, FiLMAttentionMixin, FiLMDecoderLayerMixin, FiLMForCausalLMMixin, FiLMModelMixin
+
+
+class FiLMGemmaAttention(FiLMAttentionMixin, GemmaAttention):
+    pass
+
+
+class FiLMGemmaDecoderLayer(FiLMDecoderLayerMixin, GemmaDecoderLayer):
+    def __init__(self, config: FiLMGemmaConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.film_site = config.film_site
+        self.self_attn = FiLMGemmaAttention(config, layer_idx)
+
+
+class FiLMGemmaModel(FiLMModelMixin, GemmaModel):
+    """
+    Gemma's backbone, modulated by a latent in every layer. See [`FiLMModelMixin`] for its arguments.
+
+    Args:
+        config ([`FiLMGemmaConfig`]):
+            Sizes and variant.
+    """
+
+    config_class = FiLMGemmaConfig
+    _no_split_modules = ["FiLMGemmaDecoderLayer"]
+
+    def __init__(self, config: FiLMGemmaConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList([FiLMGemmaDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.add_film(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (ContextEncoder, FiLM)):
+            module.reset_parameters()
+
+
+class FiLMGemmaForCausalLM(FiLMForCausalLMMixin, GemmaForCausalLM):
+    """
+    Gemma that writes for a user: `model.generate(**inputs, latents=latents)` with one latent a row.
+
+    Args:
+        config ([`FiLMGemmaConfig`]):
+            Sizes and variant.
+
+    Example:
+    ```python
+    >>> context_embeds = model.embed_pairs(pairs, tokenizer)  # (1, C, 2, E)
+    >>> latents = model.infer_latents(context_embeds, torch.ones(context_embeds.shape[:2]))  # (1, Z)
+    >>> model.generate(**tokenizer("How do I fix the bike?", return_tensors="pt"), latents=latents)
+    ```
+    """
+
+    config_class = FiLMGemmaConfig
+    _no_split_modules = ["FiLMGemmaDecoderLayer"]
+    _init_weights = FiLMGemmaModel._init_weights
+
+    def __init__(self, config: FiLMGemmaConfig):
+        super().__init__(config)
+        self.model = FiLMGemmaModel(config)
+        self.post_init()

@@ -1,0 +1,149 @@
+"""
+NP-BTL: a Bradley-Terry reward model conditioned on a user's latent (eq. 4, 7 and 22 of the paper).
+
+`r(y; z) = shared(h) + MLP([h, z]) + <h, B z> + <code(y), z_memory>` with h an encoding of the embedded option y. What
+depends on z alone is computed once for each user. Every term but the last starts at zero.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_np_reward import NPRewardModelConfig
+from .context_encoder import ContextEncoder
+from .layers import SkipMLP, Standardizer
+from .reward_head import RewardHead, add_reward
+
+
+@dataclass
+class NPRewardOutput(ModelOutput):
+    """
+    Args:
+        logits (`torch.Tensor` of shape `(N, 1)`):
+            Rewards; for the mean-variance head, their means.
+        log_stds (`torch.Tensor` of shape `(N, 1)`, *optional*):
+            Logarithms of the rewards' standard deviations, from the mean-variance head.
+    """
+
+    logits: torch.Tensor | None = None
+    log_stds: torch.Tensor | None = None
+
+
+class NPRewardModel(PreTrainedModel):
+    """
+    Reward of embedded options for users given by a context set (NP-BTL), or for one population (BTL, DPL).
+
+    Args:
+        config ([`NPRewardModelConfig`]):
+            Sizes and variant.
+
+    Example:
+    ```python
+    >>> latents = model.infer_latents(context_embeds, context_mask)  # (U, Z)
+    >>> model(option_embeds, latents=latents, context_index=torch.tensor([0, 0, 1])).logits  # (3, 1)
+    ```
+    """
+
+    config_class = NPRewardModelConfig
+    base_model_prefix = ""
+    main_input_name = "option_embeds"
+
+    def __init__(self, config: NPRewardModelConfig):
+        super().__init__(config)
+        hidden_size, context = config.hidden_size, config.context_config
+        num_outputs = 2 if config.head == "mean_variance" else 1
+        self.standardizer = Standardizer(config.embed_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.option_encoder = SkipMLP(config.embed_size, hidden_size, hidden_size)
+        self.head = RewardHead(hidden_size, num_outputs, context.latent_size if config.conditional else 0)
+        if config.conditional:
+            self.context_encoder = ContextEncoder(context)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, Standardizer, ContextEncoder)):
+            module.reset_parameters()
+
+    def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
+        """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""
+        return self.context_encoder(context_embeds, context_mask)
+
+    def forward(
+        self,
+        option_embeds: torch.Tensor,
+        latents: torch.Tensor | None = None,
+        context_embeds: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        context_index: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> NPRewardOutput:
+        """
+        Score options.
+
+        Args:
+            option_embeds (`torch.Tensor` of shape `(N, E)`):
+                Embedded options.
+            latents (`torch.Tensor` of shape `(U, Z)`, *optional*):
+                Latents of the users; inferred from their context sets if not given.
+            context_embeds (`torch.Tensor` of shape `(U, C, 2, E)`, *optional*), context_mask (`torch.Tensor` of shape
+                `(U, C)`, *optional*):
+                Context sets.
+            context_index (`torch.LongTensor` of shape `(N,)`, *optional*):
+                The user of each option. Not needed when there is one user an option, in order.
+            kwargs:
+                Ignored; trainers pass `attention_mask` and `use_cache` to every model.
+
+        Returns:
+            [`NPRewardOutput`]
+
+        Raises:
+            `ValueError`: if the options are not of size E, or no user is given to a conditional model.
+        """
+        self._check_options(option_embeds)
+        options = self.standardizer(option_embeds)  # (N, E)
+        hidden = self.option_encoder(self.dropout(options))  # (N, hidden)
+        if self.config.conditional and latents is None:
+            if context_embeds is None:
+                raise ValueError("Pass `latents`, or `context_embeds` and `context_mask`: this model is conditional.")
+            latents = self.infer_latents(context_embeds, context_mask)  # (U, Z)
+        outputs = self.head(hidden, latents, context_index)  # (N, 1 or 2)
+        if self.config.conditional and self.config.context_config.memory_size:
+            outputs = add_reward(outputs, self._recall(options, latents, context_index))
+        rewards, *log_stds = outputs.split(1, dim=-1)
+        return NPRewardOutput(logits=rewards, log_stds=log_stds[0] if log_stds else None)
+
+    def _recall(self, options: torch.Tensor, latents: torch.Tensor, context_index: torch.LongTensor | None):
+        """Read the memory channel: the inner product of each option's code with its user's memory, `(N,)`."""
+        memory = latents[:, -self.config.context_config.memory_size :]  # (U, memory)
+        memory = memory if context_index is None else memory[context_index]  # (N, memory)
+        return (self.context_encoder.code(options) * memory).mean(dim=-1)
+
+    def choice_logits(self, outputs: NPRewardOutput) -> torch.Tensor:
+        """
+        Log-odds that the first half of the scored options is preferred to the second half, pair by pair.
+
+        Args:
+            outputs ([`NPRewardOutput`]):
+                Scores of 2P options, those of the pairs' first options first.
+
+        Returns:
+            `torch.Tensor` of shape `(P,)`: the difference of rewards (eq. 7), or the logit of
+            `Phi((mu - mu') / sqrt(sigma^2 + sigma'^2))` for the mean-variance head.
+        """
+        first, second = outputs.logits.squeeze(-1).chunk(2)
+        if outputs.log_stds is None:
+            return first - second
+        std = torch.logsumexp(2 * torch.stack(outputs.log_stds.squeeze(-1).chunk(2)), dim=0).div(2).exp()
+        standard = (first - second) / std
+        return torch.special.log_ndtr(standard) - torch.special.log_ndtr(-standard)
+
+    def _check_options(self, option_embeds: torch.Tensor) -> None:
+        if option_embeds.dim() != 2 or option_embeds.shape[1] != self.config.embed_size:
+            raise ValueError(
+                f"`option_embeds` has shape {tuple(option_embeds.shape)}, but this model takes (options, "
+                f"{self.config.embed_size}). Embed the options as in training."
+            )
