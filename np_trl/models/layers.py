@@ -23,6 +23,11 @@ class Standardizer(nn.Module):
         nn.init.zeros_(self.mean)
         nn.init.ones_(self.scale)
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there are statistics, from a training set or a checkpoint."""
+        return bool(self.mean.any() or (self.scale != 1).any())
+
     def fit(self, embeds: torch.Tensor) -> None:
         """
         Take the statistics of `embeds`. A dimension that is (almost) constant is centred and not scaled.

@@ -1,0 +1,150 @@
+"""Checks of preference data. Each error names the value, the limit and the mend, and comes before any training step."""
+
+import logging
+
+import numpy as np
+from datasets import Dataset
+
+from np_trl.data.preference_rows import EMBED_COLUMNS, PreferenceRows
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_preferences(dataset: Dataset, name: str) -> None:
+    """
+    Check users and texts of a dataset of preference pairs.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs.
+        name (`str`):
+            What to call the dataset in an error.
+
+    Raises:
+        `ValueError`: if `user_id` is absent or null, a prompt or completion is empty, or a pair is a tie.
+    """
+    if "user_id" not in dataset.column_names:
+        raise ValueError(
+            f"The {name} dataset has no `user_id` column, only {dataset.column_names}. Add one that says who chose; "
+            "np_trl infers each user from that user's pairs."
+        )
+    nulls = dataset.select_columns("user_id").with_format("arrow")[:].column("user_id").null_count
+    if nulls:
+        raise ValueError(
+            f"`user_id` is null in {nulls} of {len(dataset)} rows of the {name} dataset. Fill it in or drop these rows."
+        )
+    texts = [column for column in ("prompt", "chosen", "rejected") if column in dataset.column_names]
+    for index, row in enumerate(dataset.select_columns(texts)) if texts else ():
+        _check_texts(row, index, name)
+
+
+def check_embeddings(dataset: Dataset, name: str, embed_size: int | None = None) -> int:
+    """
+    Check the embedding columns of a dataset.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs.
+        name (`str`):
+            What to call the dataset in an error.
+        embed_size (`int`, *optional*):
+            Size that the model takes.
+
+    Returns:
+        `int`: the embedding size E.
+
+    Raises:
+        `ValueError`: if a column is absent, sizes differ, a value is not finite, or the size is not the model's.
+    """
+    missing = [column for column in EMBED_COLUMNS if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"The {name} dataset has no {missing} column, only {dataset.column_names}. Embed both options of each "
+            "pair, with the same embedder."
+        )
+    sizes = set()
+    start = 0
+    for batch in dataset.select_columns(list(EMBED_COLUMNS)).with_format("arrow").iter(batch_size=4096):
+        for column in EMBED_COLUMNS:
+            values = batch.column(column).combine_chunks()
+            sizes.update(np.unique(np.diff(_offsets(values))).tolist())
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"The {name} dataset holds embeddings of sizes {sorted(sizes)} (`{column}`, rows {start} to "
+                    f"{start + len(batch) - 1}), but all must have one size. Embed all options with the same embedder."
+                )
+            finite = np.isfinite(values.flatten().to_numpy(zero_copy_only=False)).reshape(len(batch), -1).all(axis=1)
+            if not finite.all():
+                raise ValueError(
+                    f"`{column}` of row {start + int(np.argmin(finite))} of the {name} dataset holds NaN or infinite "
+                    "values. Drop the row or embed it again (a float16 embedder may overflow)."
+                )
+        start += len(batch)
+    (size,) = sizes
+    if embed_size is not None and size != embed_size:
+        raise ValueError(
+            f"The {name} dataset holds embeddings of size {size}, but the model takes `embed_size={embed_size}`. Embed "
+            f"with the embedder of the model, or build the model with `embed_size={size}`."
+        )
+    return size
+
+
+def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool) -> Dataset:
+    """
+    Find the users with too few pairs for a task.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs.
+        name (`str`):
+            What to call the dataset in an error.
+        required_pairs (`int`):
+            Pairs that a task needs.
+        drop (`bool`):
+            Whether to drop these users, with a logged count, or to raise.
+
+    Returns:
+        [`~datasets.Dataset`]: the rows of the other users, in their order.
+
+    Raises:
+        `ValueError`: if there is such a user and `drop` is false, or if nobody is left.
+    """
+    rows = PreferenceRows(dataset)
+    short = np.flatnonzero(rows.counts < required_pairs)
+    if len(short) == 0:
+        return dataset
+    example = f"user {rows.user_ids[short[0]]!r} has {rows.counts[short[0]]}"
+    if not drop or len(short) == len(rows):
+        raise ValueError(
+            f"{len(short)} of {len(rows)} users of the {name} dataset have fewer than the {required_pairs} pairs that a "
+            f"task needs ({example}). Set `drop_short_users=True` to leave such users out, or lower `num_targets`, "
+            "`max_context` or `eval_num_contexts`."
+        )
+    logger.warning(
+        "Dropped %d of %d users of the %s dataset with fewer than %d pairs (%s).",
+        len(short), len(rows), name, required_pairs, example,
+    )  # fmt: skip
+    kept = np.ones(len(dataset), dtype=bool)
+    for user in short:
+        kept[rows.of_user(user)] = False
+    return dataset.select(np.flatnonzero(kept))
+
+
+def _check_texts(row: dict, index: int, name: str) -> None:
+    for column, value in row.items():
+        text = value[-1]["content"] if isinstance(value, list) and value else value
+        if not (text or "").strip():
+            raise ValueError(f"`{column}` of row {index} of the {name} dataset is empty. Fill it in or drop the row.")
+    if {"chosen", "rejected"} <= row.keys() and row["chosen"] == row["rejected"]:
+        raise ValueError(
+            f"`chosen` and `rejected` of row {index} of the {name} dataset are the same ({str(row['chosen'])[:60]!r}). "
+            "A tie says nothing about the user: drop it."
+        )
+
+
+def _offsets(values) -> np.ndarray:
+    """Offsets of an Arrow array of lists, of variable or fixed size."""
+    if hasattr(values, "offsets"):
+        return values.offsets.to_numpy()
+    return np.arange(len(values) + 1) * values.type.list_size

@@ -1,0 +1,87 @@
+"""Training arguments that both trainers add to TRL's: how tasks are drawn, and how users are evaluated."""
+
+from dataclasses import dataclass, field
+
+from np_trl.data import TaskSampling
+
+
+@dataclass
+class ContextConfigMixin:
+    """
+    Arguments of contextual training. Batch sizes count tasks.
+
+    Args:
+        num_targets (`int`, *optional*, defaults to `9`):
+            Number of target pairs N_T of a task.
+        min_context (`int`, *optional*, defaults to `0`), max_context (`int`, *optional*, defaults to `6`):
+            Bounds of the number of context pairs N_C, which each task draws uniformly.
+        context_in_target (`bool`, *optional*, defaults to `True`):
+            Whether the context set is a part of the target set, or disjoint from it. Evaluation is always disjoint.
+        drop_short_users (`bool`, *optional*, defaults to `False`):
+            Whether to leave out users with too few pairs for a task, or to raise.
+        eval_num_contexts (`list[int]`, *optional*, defaults to `[0, 1, 3, 5, 10]`):
+            Numbers of context pairs at which users are evaluated.
+        eval_shuffled_contexts (`list[int]`, *optional*):
+            Those of them at which another user's context is shown too, as a control. The largest one if not set.
+        eval_num_targets (`int`, *optional*, defaults to `20`):
+            Largest number of target pairs of a user in evaluation.
+    """
+
+    num_targets: int = field(default=9, metadata={"help": "Number of target pairs N_T of a task."})
+    min_context: int = field(default=0, metadata={"help": "Smallest number of context pairs N_C of a task."})
+    max_context: int = field(default=6, metadata={"help": "Largest number of context pairs N_C of a task."})
+    context_in_target: bool = field(
+        default=True,
+        metadata={"help": "Whether the context set is a part of the target set (True) or disjoint from it (False)."},
+    )
+    drop_short_users: bool = field(
+        default=False,
+        metadata={"help": "Whether to leave out users with too few pairs for a task, instead of raising an error."},
+    )
+    eval_num_contexts: list[int] = field(
+        default_factory=lambda: [0, 1, 3, 5, 10],
+        metadata={"help": "Numbers of context pairs N_C at which users are evaluated."},
+    )
+    eval_shuffled_contexts: list[int] | None = field(
+        default=None,
+        metadata={"help": "Values of N_C at which another user's context is shown as a control. Default: the largest."},
+    )
+    eval_num_targets: int = field(
+        default=20, metadata={"help": "Largest number of target pairs of a user in evaluation."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_at_least("num_targets", 1)
+        self._check_at_least("eval_num_targets", 1)
+        self._check_at_least("min_context", 0)
+        if self.min_context > self.max_context:
+            raise ValueError(
+                f"`min_context={self.min_context}` exceeds `max_context={self.max_context}`. Lower `min_context` or raise "
+                "`max_context`."
+            )
+        if self.context_in_target and self.max_context > self.num_targets:
+            raise ValueError(
+                f"`max_context={self.max_context}` exceeds `num_targets={self.num_targets}`, but the context set is drawn "
+                "from the target set. Lower `max_context`, raise `num_targets`, or set `context_in_target=False`."
+            )
+        if not self.eval_num_contexts or min(self.eval_num_contexts) < 0:
+            raise ValueError(
+                f"`eval_num_contexts={self.eval_num_contexts}` must hold at least one number, each 0 or more."
+            )
+        if self.eval_shuffled_contexts is None:
+            self.eval_shuffled_contexts = [max(self.eval_num_contexts)]
+        if not set(self.eval_shuffled_contexts) <= set(self.eval_num_contexts):
+            raise ValueError(
+                f"`eval_shuffled_contexts={self.eval_shuffled_contexts}` must be among "
+                f"`eval_num_contexts={self.eval_num_contexts}`."
+            )
+
+    @property
+    def task_sampling(self) -> TaskSampling:
+        """How training tasks are drawn."""
+        return TaskSampling(self.min_context, self.max_context, self.num_targets, self.context_in_target)
+
+    def _check_at_least(self, name: str, limit: int) -> None:
+        if getattr(self, name) < limit:
+            raise ValueError(f"`{name}={getattr(self, name)}` must be at least {limit}.")

@@ -1,0 +1,123 @@
+"""What the two trainers share: users become tasks at the dataloader, and evaluation runs over numbers of contexts."""
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Sampler
+from transformers import EvalPrediction
+
+from np_trl.data import EvaluationTasks, PreferenceRows, TaskSampler, TrainingTasks
+from np_trl.data.validation import check_embeddings, check_preferences, select_users
+from np_trl.metrics import num_context_curve
+from np_trl.models.layers import Standardizer
+
+
+class ContextualTrainerMixin:
+    """
+    Mix into a TRL trainer of preference pairs.
+
+    TRL sees flat rows, in their order, so its tokenisation, precomputed reference log-probs and cache work unchanged.
+    Tasks exist from the dataloader on: items are users, and the [`ContextualCollator`] draws their sets.
+    """
+
+    # margins of the last batch: log-odds of each chosen option, (P,)
+    _margins: torch.Tensor
+
+    def _select_users(self, dataset: Dataset, args, name: str) -> Dataset:
+        """Check a dataset and leave out the users who are too short for a task, or raise."""
+        check_preferences(dataset, name)
+        required = args.task_sampling.required_pairs if name == "train" else max(args.eval_num_contexts) + 1
+        return select_users(dataset, name, required, drop=args.drop_short_users)
+
+    def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
+        """Return the dataset with embedding columns, checked."""
+        check_embeddings(dataset, name, self._embed_size)
+        return dataset
+
+    @property
+    def _embed_size(self) -> int:
+        return self.accelerator.unwrap_model(self.model).config.context_config.embed_size
+
+    def _set_up_contexts(self) -> None:
+        """Embed the datasets, and take the statistics of the embeddings unless the model has some. After `__init__`."""
+        datasets = {"train": self.train_dataset}
+        if self.eval_dataset is not None:
+            datasets |= self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        embedded = {
+            name: dataset if isinstance(dataset, IterableDataset) else self._with_embeddings(dataset, name)
+            for name, dataset in datasets.items()
+        }
+        self.train_dataset = embedded.pop("train")
+        if self.eval_dataset is not None:
+            self.eval_dataset = embedded if isinstance(self.eval_dataset, dict) else embedded["eval"]
+        self._fit_standardizers()
+
+    def _fit_standardizers(self, max_rows: int = 50_000) -> None:
+        standardizers = [
+            module for module in self.model.modules() if isinstance(module, Standardizer) and not module.is_fitted
+        ]
+        if not standardizers or isinstance(self.train_dataset, IterableDataset):
+            return
+        rows = PreferenceRows(self.train_dataset)
+        stride = -(-len(self.train_dataset) // max_rows)
+        embeds = rows.embeds(range(0, len(self.train_dataset), stride)).flatten(0, 1)  # (N, E)
+        for standardizer in standardizers:
+            standardizer.fit(embeds)
+
+    # Override: the one place through which training and evaluation sets pass on their way to the model.
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ) -> DataLoader:
+        if isinstance(dataset, Dataset):
+            rows = PreferenceRows(self._with_embeddings(dataset, description.lower()))
+            dataset = self._training_tasks(rows) if is_training else self._evaluation_tasks(rows)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def _training_tasks(self, rows: PreferenceRows) -> TrainingTasks:
+        return TrainingTasks(rows, self.args.task_sampling, self._data_seed)
+
+    def _evaluation_tasks(self, rows: PreferenceRows) -> EvaluationTasks:
+        return EvaluationTasks(
+            rows,
+            self.args.eval_num_contexts,
+            self.args.eval_shuffled_contexts,
+            self.args.eval_num_targets,
+            self._data_seed,
+        )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    # Override: tasks come shuffled, and the epoch is part of what they hold.
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        if isinstance(train_dataset, TrainingTasks):
+            return TaskSampler(len(train_dataset), epoch=lambda: int(self.state.epoch or 0))
+        return super()._get_train_sampler(train_dataset)
+
+    # Override: keep the columns of rows that are tasks already.
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        for column in ("user_id", "context", "target"):
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
+
+    # Override: conditions are for the metrics, not for the model.
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {key: value for key, value in inputs.items() if key != "conditions"}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    # Override: return margins as predictions and conditions as labels, for `num_context_curve`.
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
+        conditions = inputs["conditions"].to(loss.device)  # (U, 3)
+        users = inputs["context_index"][: len(self._margins)].to(loss.device)  # (P,)
+        first = torch.searchsorted(users, torch.arange(len(conditions), device=users.device))  # (U,)
+        targets = torch.arange(len(users), device=users.device) - first[users]  # position of a pair in its task
+        margins = loss.new_full((len(conditions), self.args.eval_num_targets), torch.nan)
+        margins[users, targets] = self._margins.to(margins)
+        return loss, margins, conditions
+
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Compute our metrics and, beside them, those of the `compute_metrics` that was passed."""
+        metrics = num_context_curve(prediction)
+        return metrics if self._user_metrics is None else {**metrics, **self._user_metrics(prediction)}

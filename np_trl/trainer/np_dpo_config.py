@@ -1,0 +1,54 @@
+"""Training arguments of NP-DPO."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import DPOConfig
+
+from np_trl.trainer.context_config import ContextConfigMixin
+
+
+@dataclass
+class NPDPOConfig(ContextConfigMixin, DPOConfig):
+    """
+    Configuration of the [`NPDPOTrainer`]: TRL's [`~trl.DPOConfig`], [`ContextConfigMixin`] and these.
+
+    Defaults are the paper's (App. C.2), but for `np_learning_rate`: at the paper's 1e-6 the context encoder and FiLM do
+    not learn.
+
+    Args:
+        np_learning_rate (`float`, *optional*, defaults to `1e-3`):
+            Initial learning rate of the context encoder and of FiLM. `learning_rate` is that of the language model.
+        context_encoder_path (`str`, *optional*):
+            A saved [`NPRewardModel`] or policy whose context encoder is the starting point.
+        film_kwargs (`dict`, *optional*):
+            Fields of [`FiLMGemmaConfig`] to set when `model` is a path, such as `{"film_site": "attention"}`.
+        embed_batch_size (`int`, *optional*, defaults to `64`):
+            Options that the trunk embeds at once, when the dataset has no embedding columns.
+    """
+
+    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "film_kwargs"]
+
+    np_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Initial learning rate of the context encoder and of FiLM."}
+    )
+    context_encoder_path: str | None = field(
+        default=None,
+        metadata={"help": "A saved NP-BTL reward model or policy whose context encoder is the starting point."},
+    )
+    film_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields of the FiLM config to set when the model is given as a path."}
+    )
+    embed_batch_size: int = field(
+        default=64, metadata={"help": "Options that the trunk embeds at once, without embedding columns."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_at_least("embed_batch_size", 1)
+        sorted_losses = [name for name in self.loss_type if name.startswith("aot")]
+        if sorted_losses:
+            raise ValueError(
+                f"`loss_type` {sorted_losses} sorts margins across the batch, which mixes the users in it. Choose a loss of "
+                "single pairs, such as 'sigmoid', 'ipo' or 'hinge'."
+            )

@@ -1,0 +1,253 @@
+"""NP-DPO (eq. 8 and 24 of the paper) on TRL's DPO trainer."""
+
+import copy
+import textwrap
+
+import torch
+from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars
+from peft import PeftConfig, PeftModel
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoModel, PreTrainedModel
+from trl import DPOTrainer
+
+from np_trl.data import ContextualCollator, TokenTargets
+from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.validation import check_embeddings
+from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
+from np_trl.trainer.np_dpo_config import NPDPOConfig
+from np_trl.trainer.policy import (
+    NP_MODULES,
+    check_policy,
+    check_trunk,
+    create_policy,
+    freeze_trunk,
+    np_parameters,
+    save_film_config,
+    upcast_np_parameters,
+)
+
+
+_CONTEXT_KEYS = ("context_embeds", "context_mask", "context_index")
+
+
+class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
+    """
+    Train one policy that writes for each user, from the choices of many.
+
+    The policy sees the user's context set, the reference policy never does. Loss types, metrics, PEFT, precomputed
+    reference log-probs and callbacks are those of [`~trl.DPOTrainer`].
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The path of a plain base model or of a policy, or a causal LM with FiLM.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            The reference policy; a plain model will do. Not needed with `peft_config`.
+        args ([`NPDPOConfig`], *optional*):
+            Training arguments.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Preference pairs with `user_id`, in any of TRL's formats. Without the columns `chosen_embeds` and
+            `rejected_embeds` the trunk of the policy embeds the options. Iterable: tasks with `user_id`, `context` and
+            `target`, lists of pairs whose contexts have the embedding columns.
+        eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
+            The same, of other users. Evaluated at every N_C of `eval_num_contexts`, on pairs that are not in the context.
+        compute_metrics (`Callable`, *optional*):
+            Further metrics, of margins and conditions as in [`num_context_curve`].
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation of a `model` given as a path.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter. The context encoder and FiLM are trained and saved with it.
+        kwargs:
+            Passed to [`~trl.DPOTrainer`].
+
+    Example:
+    ```python
+    >>> trainer = NPDPOTrainer("google/gemma-2b", train_dataset=dataset, peft_config=LoraConfig())
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "np-dpo"]
+    _name = "NP-DPO"
+    _paper = {
+        "title": "Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes",
+        "id": "2412.13998",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{kobalczyk2025fewshot,
+                title        = {{Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes}},
+                author       = {Katarzyna Kobalczyk and Claudio Fanconi and Hao Sun and Mihaela van der Schaar},
+                year         = 2025,
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        ref_model: PreTrainedModel | nn.Module | None = None,
+        args: NPDPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        compute_metrics=None,
+        quantization_config=None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
+        args = NPDPOConfig("NP-DPO") if args is None else args
+        if isinstance(model, str):
+            model = _create_model(model, args, train_dataset, quantization_config)
+        check_policy(model)
+        if args.context_encoder_path is not None:
+            _warm_start(model, args.context_encoder_path)
+        self._user_metrics = compute_metrics
+        super().__init__(
+            model,
+            ref_model=ref_model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            compute_metrics=self._compute_metrics,
+            peft_config=_with_np_modules(peft_config),
+            **kwargs,
+        )
+        upcast_np_parameters(self.model)
+        self.data_collator = ContextualCollator(TokenTargets(self.data_collator), args.task_sampling)
+        self._set_up_contexts()
+
+    # Override: check the rows, and tokenise rows that are tasks already.
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if isinstance(dataset, IterableDataset):
+            return dataset.map(
+                self._tokenize_tasks,
+                fn_kwargs={"processing_class": processing_class, "args": args, "name": dataset_name},
+                batched=True,
+                batch_size=16,
+            )
+        if "prompt_ids" in dataset.column_names:
+            return dataset
+        dataset = self._select_users(dataset, args, dataset_name)
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if len(prepared) < len(dataset):
+            raise ValueError(
+                f"{len(dataset) - len(prepared)} of {len(dataset)} prompts of the {dataset_name} dataset fill "
+                f"`max_length={args.max_length}` and leave no room for the completion. Raise `max_length`, shorten the "
+                'prompts, or set `truncation_mode="keep_end"`.'
+            )
+        return prepared
+
+    def _tokenize_tasks(self, tasks: dict[str, list], processing_class, args, name: str) -> dict[str, list]:
+        """Tokenise the target pairs of a batch of tasks with TRL's own preparation."""
+        pairs = [pair for target in tasks["target"] for pair in target]
+        disable_progress_bars()
+        try:
+            tokenized = iter(super()._prepare_dataset(Dataset.from_list(pairs), processing_class, args, name).to_list())
+        finally:
+            enable_progress_bars()
+        return {**tasks, "target": [[next(tokenized) for _ in target] for target in tasks["target"]]}
+
+    def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
+        if not set(EMBED_COLUMNS).isdisjoint(dataset.column_names):
+            return super()._with_embeddings(dataset, name)
+        model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, PeftModel):
+            check_trunk(model)
+        else:
+            freeze_trunk(model)
+        embeds = self._embed_options(model, dataset, name)  # (rows, 2, H)
+        for side, column in enumerate(EMBED_COLUMNS):
+            dataset = dataset.add_column(column, list(embeds[:, side].numpy()))
+        return super()._with_embeddings(dataset, name)
+
+    @torch.no_grad()
+    def _embed_options(self, model: nn.Module, dataset: Dataset, name: str) -> torch.Tensor:
+        """Embed every option once with the trunk: `(rows, 2, H)`."""
+        was_training = model.training
+        model.eval()
+        rows = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+        lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+        order = torch.tensor(lengths).argsort()
+        embeds = torch.empty(len(rows), 2, model.config.hidden_size)
+        for indices in tqdm(order.split(self.args.embed_batch_size), desc=f"Embedding the options of {name}"):
+            batch = self._prepare_inputs(self.data_collator.target_collator([rows[int(index)] for index in indices]))
+            options = model.embed_options(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+            embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
+        model.train(was_training)
+        return embeds
+
+    # Override: the reference never sees a context, so its log-probs come from TRL's own function, without one.
+    def _compute_loss(self, model, inputs, return_outputs):
+        if "ref_chosen_logps" not in inputs:
+            plain = {key: value for key, value in inputs.items() if key not in _CONTEXT_KEYS}
+            chosen, rejected = self.compute_ref_log_probs(self.ref_model or model, plain)
+            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+        def forward(**kwargs):
+            outputs = model(**kwargs)
+            chosen, rejected = outputs.log_probs.detach().sum(dim=1).chunk(2)
+            margins = (chosen - inputs["ref_chosen_logps"]) - (rejected - inputs["ref_rejected_logps"])
+            self._margins = self.beta * margins
+            return outputs
+
+        precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
+        try:
+            return super()._compute_loss(forward, inputs, return_outputs)
+        finally:
+            self.precompute_ref_logps = precomputed
+
+    # Override: the context encoder and FiLM have a learning rate of their own.
+    def create_optimizer(self, model=None):
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        ours = {id(parameter) for parameter in np_parameters(self.model if model is None else model).values()}
+        groups = []
+        for group in optimizer.param_groups:
+            theirs = [parameter for parameter in group["params"] if id(parameter) not in ours]
+            np_group = [parameter for parameter in group["params"] if id(parameter) in ours]
+            groups.append({**group, "params": theirs})
+            groups.append({**group, "params": np_group, "lr": self.args.np_learning_rate})
+        optimizer.param_groups[:] = [group for group in groups if group["params"]]
+        return optimizer
+
+    # Override: an adapter knows its base, which may be plain; what FiLM was added to it is written beside.
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
+            save_film_config(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
+
+
+def _create_model(path: str, args: NPDPOConfig, train_dataset, quantization_config) -> PreTrainedModel:
+    """Load the policy with the arguments that TRL would load it with, and with the size of the embedding columns."""
+    model_kwargs = dict(args.model_init_kwargs or {})
+    args.model_init_kwargs = None  # used up
+    model_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    if quantization_config is not None:
+        model_kwargs["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
+        model_kwargs["device_map"] = None
+    film_kwargs = dict(args.film_kwargs or {})
+    if isinstance(train_dataset, Dataset) and not set(EMBED_COLUMNS).isdisjoint(train_dataset.column_names):
+        embed_size = check_embeddings(train_dataset, "train")
+        film_kwargs["context_config"] = {"embed_size": embed_size, **film_kwargs.get("context_config", {})}
+    return create_policy(path, film_kwargs, **model_kwargs)
+
+
+def _warm_start(model: "PreTrainedModel | PeftModel", path: str) -> None:
+    """Start from the context encoder of a trained reward model or policy."""
+    source = AutoModel.from_pretrained(path).context_encoder
+    target = (model.get_base_model() if isinstance(model, PeftModel) else model).model.context_encoder
+    if source.config.to_diff_dict() != target.config.to_diff_dict():
+        raise ValueError(
+            f"The context encoder in {path!r} is not that of the policy: {source.config.to_diff_dict()} against "
+            f"{target.config.to_diff_dict()}. Set the same fields in `film_kwargs['context_config']`."
+        )
+    target.load_state_dict(source.state_dict())
+
+
+def _with_np_modules(peft_config: PeftConfig | None) -> PeftConfig | None:
+    """Train and save the context encoder and FiLM with the adapter."""
+    if peft_config is None:
+        return None
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *NP_MODULES]))
+    return peft_config

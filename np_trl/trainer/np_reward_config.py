@@ -1,0 +1,27 @@
+"""Training arguments of NP-BTL."""
+
+from dataclasses import dataclass, field
+
+from trl import RewardConfig
+
+from np_trl.trainer.context_config import ContextConfigMixin
+
+
+@dataclass
+class NPRewardConfig(ContextConfigMixin, RewardConfig):
+    """
+    Configuration of the [`NPRewardTrainer`]: TRL's [`~trl.RewardConfig`] and [`ContextConfigMixin`].
+
+    `num_targets`, `max_context` and the batch of 64 tasks are the paper's (App. C.1). The learning rate is not: at 1e-4
+    the model needs far more steps.
+    """
+
+    num_targets: int = field(default=20, metadata={"help": "Number of target pairs N_T of a task."})
+    max_context: int = field(default=10, metadata={"help": "Largest number of context pairs N_C of a task."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Tasks per device in a training step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Tasks per device in an evaluation step."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Not supported: the model is a few layers on embeddings."}
+    )
+    bf16: bool | None = field(default=False, metadata={"help": "Whether to use bfloat16 mixed precision."})
