@@ -1,0 +1,54 @@
+"""np_trl: reward models and policies that adapt to a new user from a few choices."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+# public name -> module that is imported when the name is first used
+_PUBLIC = {
+    "ContextEncoder": "np_trl.models",
+    "ContextEncoderConfig": "np_trl.models",
+    "ContextualCollator": "np_trl.data",
+    "FiLMGemmaConfig": "np_trl.models",
+    "FiLMGemmaForCausalLM": "np_trl.models",
+    "FiLMGemmaModel": "np_trl.models",
+    "NPDPOConfig": "np_trl.trainer",
+    "NPDPOTrainer": "np_trl.trainer",
+    "NPRewardConfig": "np_trl.trainer",
+    "NPRewardModel": "np_trl.models",
+    "NPRewardModelConfig": "np_trl.models",
+    "NPRewardTrainer": "np_trl.trainer",
+    "UserAccuracy": "np_trl.metrics",
+    "UserCalibration": "np_trl.metrics",
+    "UserNLL": "np_trl.metrics",
+    "load_policy": "np_trl.trainer",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'np_trl' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from np_trl.data import ContextualCollator
+    from np_trl.metrics import UserAccuracy, UserCalibration, UserNLL
+    from np_trl.models import (
+        ContextEncoder,
+        ContextEncoderConfig,
+        FiLMGemmaConfig,
+        FiLMGemmaForCausalLM,
+        FiLMGemmaModel,
+        NPRewardModel,
+        NPRewardModelConfig,
+    )
+    from np_trl.trainer import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer, load_policy

@@ -4,7 +4,7 @@ The collator: users in, one padded batch out.
 The batch contract, with U users, P pairs in all, C context pairs (at least 1, padded and masked), E embedding size:
 what the target collator returns for the P target pairs (2P rows, chosen first, as in TRL); `context_embeds`
 (U, C, 2, E), axis 2 = chosen, rejected; `context_mask` (U, C); `context_index` (2P,), row -> user. In evaluation also
-`conditions` (U, 3): user, N_C, and 1 where the context is another user's.
+`conditions` (U, 2): user and N_C.
 """
 
 import zlib
@@ -81,8 +81,7 @@ class ContextualCollator:
         context_embeds = rows.embeds(context_pairs or targets[0][:1])
         batch = self._pad(pairs, [len(target) for target in targets], context_embeds, [len(c) for c in contexts])
         if isinstance(tasks[0], EvaluationTask):
-            conditions = [(task.user, task.num_context, int(task.context_user != task.user)) for task in tasks]
-            batch["conditions"] = torch.tensor(conditions)
+            batch["conditions"] = torch.tensor([(task.user, task.num_context) for task in tasks])
         return batch
 
     def _collate_drawn(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -91,7 +90,7 @@ class ContextualCollator:
         counts = [len(item["context"]) for item in items]
         batch = self._pad(pairs, [len(item["target"]) for item in items], context_embeds, counts)
         users = [zlib.crc32(str(item["user_id"]).encode()) for item in items]
-        batch["conditions"] = torch.tensor([(user, count, 0) for user, count in zip(users, counts, strict=True)])
+        batch["conditions"] = torch.tensor(list(zip(users, counts, strict=True)))
         return batch
 
     def _pad(

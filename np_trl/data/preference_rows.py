@@ -29,9 +29,7 @@ class PreferenceRows:
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
         users = dataset.select_columns("user_id").with_format("arrow")[:].column("user_id")
-        encoded = pa.chunked_array([users]) if isinstance(users, pa.Array) else users
-        encoded = encoded.combine_chunks().dictionary_encode()
-        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        encoded = users.combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()
         self.user_ids = encoded.dictionary.to_pylist()
         self._order = np.argsort(codes, kind="stable")
@@ -61,11 +59,10 @@ class PreferenceRows:
     def embeds(self, indices: np.ndarray) -> torch.Tensor:
         """Read the embeddings of rows: `(len(indices), 2, E)`, axis 2 = chosen, rejected."""
         table = self._embeds[indices]
-        sides = [_to_matrix(table.column(name)) for name in EMBED_COLUMNS]
-        return torch.stack(sides, dim=1)
+        return torch.from_numpy(np.stack([_to_matrix(table.column(name)) for name in EMBED_COLUMNS], axis=1))
 
 
-def _to_matrix(column: pa.ChunkedArray) -> torch.Tensor:
-    """Turn a column of lists of one length into a matrix."""
-    values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
-    return torch.from_numpy(values.reshape(len(column), -1))
+def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Turn a column of lists of one length into a matrix, without a copy where there is one chunk."""
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), -1)

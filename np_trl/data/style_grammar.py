@@ -6,7 +6,7 @@ An answer is `opening steps`; the last step names the verb and the object of the
 - long: four steps, otherwise two;
 - list: one step a line, otherwise one sentence;
 - formal: register of the opening and of every step;
-- hedged: whether the opening is unsure.
+- hedged: whether the adverbs of the opening and of the last step are unsure.
 
 The texts are our own. Nothing is learned here: `write_answer` and `is_grammatical` are each other's inverse.
 """
@@ -24,20 +24,20 @@ NOUNS = (
     "chair", "mirror", "fence", "engine", "camera", "ladder", "shelf", "drum", "stove", "kite",
 )  # fmt: skip
 
-# (formal, hedged) -> openings
+# hedged -> adverbs of the opening and of the last step
+ADVERBS = {True: ("perhaps", "possibly"), False: ("certainly", "definitely")}
+# formal -> rest of the opening
 OPENINGS = {
-    (True, True): ("This may perhaps be of use:", "One might possibly consider this:"),
-    (True, False): ("This will undoubtedly succeed:", "One should certainly do this:"),
-    (False, True): ("Hmm, maybe try this:", "Dunno, this could work:"),
-    (False, False): ("Yep, just do this:", "Easy, this totally works:"),
+    True: ("the following is advised", "one may proceed thus"),
+    False: ("here's the trick", "just do this stuff"),
 }
 # formal -> steps in any order
 STEPS = {
     True: ("obtain suitable tools", "consult the manual", "request assistance", "prepare the area", "proceed with care"),
     False: ("grab some tools", "peek at the guide", "ask a buddy", "clear some space", "take it slow"),
 }
-# formal -> the last step
-LAST_STEPS = {True: "{verb} the {noun} thoroughly", False: "{verb} the {noun} real good"}
+# formal -> end of the last step
+MANNERS = {True: "thoroughly", False: "real good"}
 
 _PROMPT = re.compile(r"How do I (\w+) the (\w+)\?")
 
@@ -69,9 +69,9 @@ def write_answer(prompt: str, attributes: tuple[int, ...], rng: np.random.Genera
     """
     long, as_list, formal, hedged = (sign > 0 for sign in attributes)
     verb, noun = _PROMPT.fullmatch(prompt).groups()
-    opening = rng.choice(OPENINGS[formal, hedged])
-    steps = list(rng.permutation(STEPS[formal])[: 3 if long else 1])
-    steps.append(LAST_STEPS[formal].format(verb=verb, noun=noun))
+    adverbs, steps = rng.choice(ADVERBS[hedged], size=2), list(rng.permutation(STEPS[formal])[: 3 if long else 1])
+    steps.append(f"{adverbs[1]} {verb} the {noun} {MANNERS[formal]}")
+    opening = f"{adverbs[0].capitalize()}, {rng.choice(OPENINGS[formal])}:"
     if as_list:
         return f" {opening}" + "".join(f"\n- {step}" for step in steps)
     return f" {opening} {', then '.join(steps)}."
@@ -84,34 +84,39 @@ def detect_attributes(answer: str) -> tuple[int, ...]:
     Returns:
         `tuple[int, ...]`: +1 or -1 for each of `ATTRIBUTES`, or 0 where the text does not show it.
     """
-    opening, colon, body = answer.strip().partition(":")
+    body = answer.partition(":")[2]
     num_steps = len(_split_steps(body))
-    formal_words = sum(phrase in answer for phrase in (*STEPS[True], "thoroughly"))
-    casual_words = sum(phrase in answer for phrase in (*STEPS[False], "real good"))
-    hedged = [hedge for (_, hedge), openings in OPENINGS.items() if opening + colon in openings]
+    formal, casual = (
+        sum(phrase in answer for phrase in (*OPENINGS[formal], *STEPS[formal], MANNERS[formal])) for formal in (True, False)
+    )
+    hedged, sure = (sum(answer.lower().count(adverb) for adverb in ADVERBS[hedged]) for hedged in (True, False))
     return (
         0 if num_steps == 0 else (1 if num_steps > 2 else -1),
         0 if num_steps == 0 else (1 if body.startswith("\n- ") else -1),
-        int(np.sign(formal_words - casual_words)),
-        0 if not hedged else (1 if hedged[0] else -1),
+        int(np.sign(formal - casual)),
+        int(np.sign(hedged - sure)),
     )
 
 
 def is_grammatical(prompt: str, answer: str) -> bool:
     """Whether `answer` is a text that `write_answer` could have written for `prompt`."""
     verb, noun = _PROMPT.fullmatch(prompt).groups()
-    opening, colon, body = answer.strip().partition(":")
-    registers = [formal for (formal, _), openings in OPENINGS.items() if opening + colon in openings]
-    steps = _split_steps(body)
-    if not registers or len(steps) not in (2, 4):
+    attributes = detect_attributes(answer)
+    if 0 in attributes:
         return False
-    formal, as_list = registers[0], body.startswith("\n- ")
+    _, as_list, formal, hedged = (sign > 0 for sign in attributes)
+    opening, _, body = answer.strip().partition(":")
+    steps = _split_steps(body)
     rebuilt = "".join(f"\n- {step}" for step in steps) if as_list else f" {', then '.join(steps)}."
+    openings = {f"{adverb.capitalize()}, {rest}" for adverb in ADVERBS[hedged] for rest in OPENINGS[formal]}
+    last_steps = {f"{adverb} {verb} the {noun} {MANNERS[formal]}" for adverb in ADVERBS[hedged]}
     return (
-        body == rebuilt
-        and steps[-1] == LAST_STEPS[formal].format(verb=verb, noun=noun)
+        opening in openings
+        and body == rebuilt
+        and len(steps) in (2, 4)
         and len(set(steps)) == len(steps)
         and set(steps[:-1]) <= set(STEPS[formal])
+        and steps[-1] in last_steps
     )
 
 

@@ -133,47 +133,47 @@ class TrainingTasks(Dataset):
 
 class EvaluationTasks(Dataset):
     """
-    The tasks of an evaluation set: every user under every condition.
+    The tasks of an evaluation set: every user at every N_C.
 
     Args:
         rows ([`PreferenceRows`]):
             The evaluation pairs.
         num_contexts (`list[int]`):
             The values of N_C.
-        shuffled_contexts (`list[int]`):
-            The values of N_C at which another user's context is shown too. Without effect for a single user.
+        max_context (`int`):
+            The pairs of a user that are kept apart from the targets, the same for every N_C.
         num_targets (`int`):
             Largest number of target pairs of a user.
         seed (`int`):
             Seed of everything drawn.
+        shuffled (`bool`, *optional*, defaults to `False`):
+            Whether every user is shown with another user's context, as a control.
     """
 
     def __init__(
         self,
         rows: PreferenceRows,
         num_contexts: list[int],
-        shuffled_contexts: list[int],
+        max_context: int,
         num_targets: int,
         seed: int,
+        shuffled: bool = False,
     ):
-        self.rows, self.num_targets, self.seed = rows, num_targets, seed
-        self.max_context = max(num_contexts)
-        self.conditions = [(num_context, False) for num_context in num_contexts]
-        if len(rows) > 1:
-            self.conditions += [(num_context, True) for num_context in shuffled_contexts]
-        order = np.random.default_rng(seed).permutation(len(rows))
-        self._stranger = np.empty_like(order)  # another user for each, by a shift along a random circle
-        self._stranger[order] = np.roll(order, 1)
+        self.rows, self.num_contexts, self.seed = rows, num_contexts, seed
+        self.max_context, self.num_targets = max_context, num_targets
+        self._context_user = np.arange(len(rows))
+        if shuffled:  # a shift along a random circle: nobody meets himself
+            circle = np.random.default_rng(seed).permutation(len(rows))
+            self._context_user[circle] = np.roll(circle, 1)
 
     def __len__(self) -> int:
-        return len(self.rows) * len(self.conditions)
+        return len(self.rows) * len(self.num_contexts)
 
     def __getitem__(self, item: int) -> EvaluationTask:
-        condition, user = divmod(item, len(self.rows))
-        num_context, shuffled = self.conditions[condition]
-        context_user = int(self._stranger[user]) if shuffled else user
+        index, user = divmod(item, len(self.rows))
+        context_user = int(self._context_user[user])
         return EvaluationTask(
-            self.rows, user, (self.seed,), num_context, self.max_context, self.num_targets, context_user
+            self.rows, user, (self.seed,), self.num_contexts[index], self.max_context, self.num_targets, context_user
         )
 
 

@@ -14,19 +14,17 @@ def num_context_curve(prediction: EvalPrediction) -> dict[str, float]:
     Args:
         prediction ([`~transformers.EvalPrediction`]):
             `predictions`: margins `(tasks, targets)`, NaN where a task has fewer targets; `label_ids`: conditions
-            `(tasks, 3)`: user, N_C, and 1 where the context is another user's.
+            `(tasks, 2)`, user and N_C.
 
     Returns:
         `dict[str, float]`: `nc{N}_accuracy`, `nc{N}_accuracy_se`, `nc{N}_worst_decile_accuracy`, `nc{N}_nll`,
-        `nc{N}_ece`, and, for another user's context, `nc{N}_shuffled_accuracy`, `nc{N}_shuffled_accuracy_se`.
+        `nc{N}_ece`.
     """
     metrics = {}
-    conditions = np.asarray(prediction.label_ids)
-    for num_context, shuffled in sorted({(int(n), int(s)) for _, n, s in conditions}):
-        selected = (conditions[:, 1] == num_context) & (conditions[:, 2] == shuffled)
-        values = _compute(np.asarray(prediction.predictions)[selected], conditions[selected, 0])
-        if shuffled:
-            values = {f"shuffled_{key}": values[key] for key in ("accuracy", "accuracy_se")}
+    margins, conditions = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    for num_context in np.unique(conditions[:, 1]):
+        selected = conditions[:, 1] == num_context
+        values = _compute(margins[selected], conditions[selected, 0])
         metrics.update({f"nc{num_context}_{key}": value for key, value in values.items()})
     return metrics
 

@@ -108,6 +108,8 @@ class FiLMModelMixin:
         """Add the context encoder and the FiLM hypernetwork."""
         self.context_encoder = ContextEncoder(config.context_config)
         self.film = FiLM(config.context_config.latent_size, config.num_hidden_layers, config.hidden_size)
+        for module in (self.context_encoder, self.film):
+            module.float()  # whatever the dtype of the base: their updates are too small for bfloat16
 
     def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
         """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""

@@ -114,7 +114,8 @@ class NPRewardModel(PreTrainedModel):
         if self.config.conditional and self.config.context_config.memory_size:
             outputs = add_reward(outputs, self._recall(options, latents, context_index))
         rewards, *log_stds = outputs.split(1, dim=-1)
-        return NPRewardOutput(logits=rewards, log_stds=log_stds[0] if log_stds else None)
+        # without a bound, choices without noise drive the standard deviation to 0 and its inverse to infinity
+        return NPRewardOutput(logits=rewards, log_stds=log_stds[0].clamp(-5, 5) if log_stds else None)
 
     def _recall(self, options: torch.Tensor, latents: torch.Tensor, context_index: torch.LongTensor | None):
         """Read the memory channel: the inner product of each option's code with its user's memory, `(N,)`."""

@@ -1,5 +1,7 @@
 """What the two trainers share: users become tasks at the dataloader, and evaluation runs over numbers of contexts."""
 
+from collections import defaultdict
+
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
@@ -75,14 +77,34 @@ class ContextualTrainerMixin:
     def _training_tasks(self, rows: PreferenceRows) -> TrainingTasks:
         return TrainingTasks(rows, self.args.task_sampling, self._data_seed)
 
-    def _evaluation_tasks(self, rows: PreferenceRows) -> EvaluationTasks:
+    def _evaluation_tasks(self, rows: PreferenceRows, shuffled: bool = False) -> EvaluationTasks:
         return EvaluationTasks(
             rows,
-            self.args.eval_num_contexts,
-            self.args.eval_shuffled_contexts,
-            self.args.eval_num_targets,
-            self._data_seed,
+            num_contexts=self.args.eval_shuffled_contexts if shuffled else self.args.eval_num_contexts,
+            max_context=max(self.args.eval_num_contexts),
+            num_targets=self.args.eval_num_targets,
+            seed=self._data_seed,
+            shuffled=shuffled,
         )
+
+    # Override: after the evaluation, the control in which every user is shown with another user's context. Its loss and
+    # TRL's metrics on it are left out.
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        tasks = dataloader.dataset
+        if isinstance(tasks, EvaluationTasks) and len(tasks.rows) > 1 and self.args.eval_shuffled_contexts:
+            metrics, self._metrics["eval"] = self._metrics["eval"], defaultdict(list)
+            shuffled = self._evaluation_tasks(tasks.rows, shuffled=True)
+            dataloader = self._get_dataloader(shuffled, description, self.args.eval_batch_size)
+            control = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, "control")
+            self._metrics["eval"] = metrics
+            for num_context in self.args.eval_shuffled_contexts:
+                for key in ("accuracy", "accuracy_se"):
+                    value = control.metrics[f"control_nc{num_context}_{key}"]
+                    output.metrics[f"{metric_key_prefix}_nc{num_context}_shuffled_{key}"] = value
+        return output
 
     @property
     def _data_seed(self) -> int:
@@ -109,7 +131,7 @@ class ContextualTrainerMixin:
     # Override: return margins as predictions and conditions as labels, for `num_context_curve`.
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
-        conditions = inputs["conditions"].to(loss.device)  # (U, 3)
+        conditions = inputs["conditions"].to(loss.device)  # (U, 2)
         users = inputs["context_index"][: len(self._margins)].to(loss.device)  # (P,)
         first = torch.searchsorted(users, torch.arange(len(conditions), device=users.device))  # (U,)
         targets = torch.arange(len(users), device=users.device) - first[users]  # position of a pair in its task

@@ -14,6 +14,7 @@ from trl import DPOTrainer
 from np_trl.data import ContextualCollator, TokenTargets
 from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.data.validation import check_embeddings
+from np_trl.models import ContextEncoder
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import (
@@ -97,8 +98,6 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         if isinstance(model, str):
             model = _create_model(model, args, train_dataset, quantization_config)
         check_policy(model)
-        if args.context_encoder_path is not None:
-            _warm_start(model, args.context_encoder_path)
         self._user_metrics = compute_metrics
         super().__init__(
             model,
@@ -111,8 +110,31 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             **kwargs,
         )
         upcast_np_parameters(self.model)
+        if args.context_encoder_path is not None:
+            self.load_context_encoder(args.context_encoder_path)
         self.data_collator = ContextualCollator(TokenTargets(self.data_collator), args.task_sampling)
         self._set_up_contexts()
+
+    def load_context_encoder(self, path: str) -> None:
+        """
+        Start from the context encoder of a trained reward model or policy.
+
+        Args:
+            path (`str`):
+                Directory or Hub name of a [`NPRewardModel`] or a policy.
+
+        Raises:
+            `ValueError`: if that context encoder has another configuration than the policy's.
+        """
+        source = AutoModel.from_pretrained(path).context_encoder
+        for target in self.model.modules():
+            if isinstance(target, ContextEncoder):
+                if source.config.to_diff_dict() != target.config.to_diff_dict():
+                    raise ValueError(
+                        f"The context encoder in {path!r} is not that of the policy: {source.config.to_diff_dict()} "
+                        f"against {target.config.to_diff_dict()}. Set the same fields in `film_kwargs['context_config']`."
+                    )
+                target.load_state_dict(source.state_dict())
 
     # Override: check the rows, and tokenise rows that are tasks already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
@@ -230,18 +252,6 @@ def _create_model(path: str, args: NPDPOConfig, train_dataset, quantization_conf
         embed_size = check_embeddings(train_dataset, "train")
         film_kwargs["context_config"] = {"embed_size": embed_size, **film_kwargs.get("context_config", {})}
     return create_policy(path, film_kwargs, **model_kwargs)
-
-
-def _warm_start(model: "PreTrainedModel | PeftModel", path: str) -> None:
-    """Start from the context encoder of a trained reward model or policy."""
-    source = AutoModel.from_pretrained(path).context_encoder
-    target = (model.get_base_model() if isinstance(model, PeftModel) else model).model.context_encoder
-    if source.config.to_diff_dict() != target.config.to_diff_dict():
-        raise ValueError(
-            f"The context encoder in {path!r} is not that of the policy: {source.config.to_diff_dict()} against "
-            f"{target.config.to_diff_dict()}. Set the same fields in `film_kwargs['context_config']`."
-        )
-    target.load_state_dict(source.state_dict())
 
 
 def _with_np_modules(peft_config: PeftConfig | None) -> PeftConfig | None:

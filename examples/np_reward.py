@@ -1,0 +1,140 @@
+"""
+Train NP-BTL, a reward model that adapts to a user from a few choices.
+
+Without arguments: Example 4.1 of the paper, with BTL and DPL beside it and the Bayes limit, in two minutes on 2 CPU
+cores.
+
+```sh
+accelerate launch examples/np_reward.py
+```
+
+On your own preferences, embedded by any frozen model (columns `user_id`, `chosen_embeds`, `rejected_embeds`):
+
+```sh
+accelerate launch examples/np_reward.py \
+    --dataset_name train.parquet \
+    --eval_dataset_name validation.parquet \
+    --output_dir runs/np_reward \
+    --max_steps 1000 \
+    --hidden_size 256
+```
+"""
+
+import copy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
+
+from trl import TrlParser  # noqa: E402
+
+from np_trl import NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer  # noqa: E402
+from np_trl.data.loading import load_preferences  # noqa: E402
+from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population  # noqa: E402
+from np_trl.data.validation import check_embeddings  # noqa: E402
+
+
+EXAMPLE = "example_4_1"
+
+
+@dataclass
+class ScriptArguments:
+    dataset_name: str = field(
+        default=EXAMPLE,
+        metadata={"help": f"'{EXAMPLE}', a file (parquet, JSON lines, CSV), or a dataset on the Hub, of training users."},
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "File or dataset of other users, to evaluate on. Default: split `test`."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    hidden_size: int = field(default=256, metadata={"help": "Width of the reward head and of the context encoder."})
+    latent_size: int = field(default=256, metadata={"help": "Size Z of the latent, the memory channel included."})
+    memory_size: int = field(default=128, metadata={"help": "Size of the memory channel. 0 turns it off."})
+    pooling: str = field(default="sum", metadata={"help": "How context pairs are pooled: sum, mean or attention."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the standardised embeddings."})
+
+
+def build_model(model_args: ModelArguments, embed_size: int, **kwargs) -> NPRewardModel:
+    context_config = {
+        "hidden_size": model_args.hidden_size,
+        "latent_size": model_args.latent_size,
+        "memory_size": model_args.memory_size,
+        "pooling": model_args.pooling,
+        "dropout": model_args.dropout,
+    }
+    config = NPRewardModelConfig(
+        embed_size=embed_size,
+        hidden_size=model_args.hidden_size,
+        dropout=model_args.dropout,
+        context_config=context_config,
+        **kwargs,
+    )
+    return NPRewardModel(config)
+
+
+def add_baselines(metrics: dict, trainer: NPRewardTrainer, model_args: ModelArguments) -> None:
+    """Train BTL and DPL, which know no users and need no context, with the same data and arguments."""
+    args = copy.copy(trainer.args)
+    args.max_context, args.eval_num_contexts, args.eval_shuffled_contexts = 0, [0], []
+    for name, head in (("btl", "bradley_terry"), ("dpl", "mean_variance")):
+        model = build_model(model_args, trainer.model.config.embed_size, conditional=False, head=head)
+        baseline = NPRewardTrainer(
+            model, args=args, train_dataset=trainer.train_dataset, eval_dataset=trainer.eval_dataset
+        )
+        baseline.train()
+        baseline_metrics = baseline.evaluate()
+        for key in ("accuracy", "accuracy_se", "nll"):
+            metrics[f"eval_{name}_{key}"] = baseline_metrics[f"eval_nc0_{key}"]
+
+
+def print_table(metrics: dict, num_contexts: list[int]) -> None:
+    def show(name: str, keys: list[str]) -> None:
+        print(f"{name:<28}" + "".join(f"{metrics[key]:>9.4f}" if key in metrics else f"{'':>9}" for key in keys))
+
+    print(f"\n{'N_C':<28}" + "".join(f"{n:>9}" for n in num_contexts))
+    show("NP-BTL accuracy", [f"eval_nc{n}_accuracy" for n in num_contexts])
+    show("  standard error", [f"eval_nc{n}_accuracy_se" for n in num_contexts])
+    show("  NLL", [f"eval_nc{n}_nll" for n in num_contexts])
+    show("  another user's context", [f"eval_nc{n}_shuffled_accuracy" for n in num_contexts])
+    if "eval_btl_accuracy" in metrics:
+        show("Bayes limit", [f"eval_nc{n}_bayes_accuracy" for n in num_contexts])
+        show("BTL accuracy", ["eval_btl_accuracy"] * len(num_contexts))
+        show("DPL accuracy", ["eval_dpl_accuracy"] * len(num_contexts))
+
+
+def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: ModelArguments) -> None:
+    if script_args.dataset_name == EXAMPLE:
+        train_dataset = piecewise_population(num_users=4000, pairs_per_user=40, seed=2 * training_args.seed)
+        eval_dataset = piecewise_population(num_users=2000, pairs_per_user=30, seed=2 * training_args.seed + 1)
+    else:
+        train_dataset = load_preferences(script_args.dataset_name, "train")
+        eval_dataset = load_preferences(script_args.eval_dataset_name or script_args.dataset_name, "test")
+
+    model = build_model(model_args, check_embeddings(train_dataset, "train"))
+    trainer = NPRewardTrainer(model, args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    metrics = trainer.evaluate()
+
+    if script_args.dataset_name == EXAMPLE:
+        for num_context, accuracy in piecewise_bayes_accuracy(training_args.eval_num_contexts).items():
+            metrics[f"eval_nc{num_context}_bayes_accuracy"] = accuracy
+        add_baselines(metrics, trainer, model_args)
+    trainer.save_metrics("eval", metrics)
+    if trainer.is_world_process_zero():
+        print_table(metrics, training_args.eval_num_contexts)
+        print(f"\nModel and eval_results.json: {training_args.output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+if __name__ == "__main__":
+    parser = TrlParser((ScriptArguments, NPRewardConfig, ModelArguments))
+    config = Path(__file__).parent / "configs" / f"np_reward_{EXAMPLE}.yaml"
+    arguments = sys.argv[1:] or ["--config", str(config)]
+    main(*parser.parse_args_and_config(arguments))

@@ -1,0 +1,232 @@
+"""FiLM: the mixins of `film.py` on Gemma."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM, GemmaForCausalLM
+
+from np_trl import FiLMGemmaConfig, FiLMGemmaForCausalLM
+from np_trl.models.configuration_film_gemma import FILM_SITES
+
+from .testing_utils import CONTEXT_CONFIG, tiny_gemma, tiny_policy, tiny_tokenizer
+
+
+LATENT_SIZE = CONTEXT_CONFIG["latent_size"]
+
+
+def tokens(rows: int, length: int = 7) -> torch.Tensor:
+    return torch.randint(3, 500, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def users(rows: int) -> torch.Tensor:
+    return torch.randn(rows, LATENT_SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("film_site", FILM_SITES)
+def test_without_latents_it_is_the_base_model_to_the_bit(tmp_path, film_site):
+    model = tiny_policy(tmp_path, film_site=film_site)
+    base = GemmaForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(model(tokens(3)).logits, base(tokens(3)).logits)
+
+
+@pytest.mark.parametrize("film_site", FILM_SITES)
+def test_it_starts_as_the_identity_for_every_latent(tmp_path, film_site):
+    model = tiny_policy(tmp_path, film=False, film_site=film_site)
+    assert torch.equal(model(tokens(3), latents=users(3)).logits, model(tokens(3)).logits)
+
+
+def test_block_site_scales_and_shifts_the_output_of_every_block(tmp_path):
+    model, latents = tiny_policy(tmp_path), users(2)
+    plain = model(tokens(2), output_hidden_states=True).hidden_states
+    steered = model(tokens(2), latents=latents, output_hidden_states=True).hidden_states
+    scale, shift = model.model.film(latents)[:, 0].unsqueeze(2).unbind(dim=1)
+    torch.testing.assert_close(steered[1], scale * plain[1] + shift)
+
+
+def test_attention_site_scales_and_shifts_before_the_residual(tmp_path):
+    model, latents, outputs = tiny_policy(tmp_path, film_site="attention"), users(2), []
+    attention = model.model.layers[0].self_attn
+    handle = attention.o_proj.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    modulated = []
+    attention.register_forward_hook(lambda module, inputs, output: modulated.append(output[0]))
+    model(tokens(2), latents=latents)
+    handle.remove()
+    scale, shift = model.model.film(latents)[:, 0].unsqueeze(2).unbind(dim=1)
+    torch.testing.assert_close(modulated[0], scale * outputs[0] + shift)
+
+
+@pytest.mark.parametrize("film_site", FILM_SITES)
+def test_rows_of_different_users_do_not_mix(tmp_path, film_site):
+    model, latents = tiny_policy(tmp_path, film_site=film_site), users(3)
+    logits = model(tokens(3), latents=latents).logits
+    for row in range(3):
+        alone = model(tokens(3)[row : row + 1], latents=latents[row : row + 1]).logits
+        torch.testing.assert_close(alone[0], logits[row], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits, model(tokens(3), latents=latents.flip(0)).logits, atol=1e-2)
+
+
+def test_contexts_and_latents_give_the_same_logits(tmp_path):
+    model = tiny_policy(tmp_path)
+    context, mask = torch.randn(2, 3, 2, 32), torch.tensor([[True, True, False], [False, False, False]])
+    index = torch.tensor([0, 1, 1])
+    latents = model.infer_latents(context, mask)[index]
+    by_context = model(tokens(3), context_embeds=context, context_mask=mask, context_index=index).logits
+    torch.testing.assert_close(by_context, model(tokens(3), latents=latents).logits)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": False, "cache_implementation": "static"},
+    ],
+)
+@pytest.mark.parametrize("film_site", FILM_SITES)
+def test_generate_with_a_cache_equals_without(tmp_path, film_site, kwargs):
+    model, latents = tiny_policy(tmp_path, film_site=film_site), users(3)
+    kwargs = {"latents": latents, "max_new_tokens": 6, "eos_token_id": None, **kwargs}
+    cached = model.generate(tokens(3), **kwargs)
+    kwargs.pop("cache_implementation", None)
+    assert torch.equal(cached, model.generate(tokens(3), use_cache=False, **kwargs))
+    for row in range(3):  # a batch that mixes users
+        alone = model.generate(tokens(3)[row : row + 1], **{**kwargs, "latents": latents[row : row + 1]})
+        assert torch.equal(alone[0], cached[row])
+
+
+def test_generate_returns_several_samples_of_each_user(tmp_path):
+    model, latents = tiny_policy(tmp_path), users(2)
+    torch.manual_seed(0)
+    outputs = model.generate(tokens(2), latents=latents, max_new_tokens=4, do_sample=True, num_return_sequences=3)
+    assert outputs.shape[0] == 6
+    torch.manual_seed(0)
+    repeated = model.generate(
+        tokens(2).repeat_interleave(3, 0), latents=latents.repeat_interleave(3, 0), max_new_tokens=4, do_sample=True
+    )
+    assert torch.equal(outputs, repeated)
+
+
+def test_padding_changes_no_logit(tmp_path):
+    model, latents = tiny_policy(tmp_path), users(2)
+    padded = torch.nn.functional.pad(tokens(2), (0, 4))
+    mask = torch.nn.functional.pad(torch.ones_like(tokens(2)), (0, 4))
+    logits = model(padded, attention_mask=mask, latents=latents).logits[:, :7]
+    torch.testing.assert_close(logits, model(tokens(2), latents=latents).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("film_site", FILM_SITES)
+def test_gradient_checkpointing_keeps_the_gradients(tmp_path, film_site, use_reentrant):
+    model = tiny_policy(tmp_path, film_site=film_site).train()
+    context, mask = torch.randn(2, 3, 2, 32), torch.ones(2, 3, dtype=torch.bool)
+
+    def gradients():
+        model.zero_grad()
+        model.enable_input_require_grads()
+        outputs = model(tokens(2), labels=tokens(2), context_embeds=context, context_mask=mask)
+        outputs.loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    actual = gradients()
+    assert {"model.film.weight", "model.context_encoder.code.weight"} <= expected.keys() == actual.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], msg=name)
+
+
+@pytest.mark.parametrize("film_site", FILM_SITES)
+def test_save_and_load_keep_the_logits(tmp_path, film_site):
+    model = tiny_policy(tmp_path / "base", film_site=film_site)
+    model.model.context_encoder.standardizer.fit(torch.randn(20, 32) + 1)
+    model.save_pretrained(tmp_path / "policy")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert isinstance(loaded, FiLMGemmaForCausalLM) and loaded.config.film_site == film_site
+    assert torch.equal(loaded(tokens(2), latents=users(2)).logits, model(tokens(2), latents=users(2)).logits)
+    context = torch.randn(2, 3, 2, 32), torch.ones(2, 3)
+    assert torch.equal(loaded.infer_latents(*context), model.infer_latents(*context))
+    backbone = AutoModel.from_pretrained(tmp_path / "policy")
+    assert torch.equal(
+        backbone(tokens(2), latents=users(2)).last_hidden_state,
+        model.model(tokens(2), latents=users(2)).last_hidden_state,
+    )
+
+
+def test_merging_keeps_the_log_probs(tmp_path):
+    model = tiny_policy(tmp_path)
+    lora = LoraConfig(
+        target_modules=["q_proj"], modules_to_save=["context_encoder", "film"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(model, lora).eval()
+    logits = adapted(tokens(2), latents=users(2)).logits
+    merged = adapted.merge_and_unload()
+    assert isinstance(merged, FiLMGemmaForCausalLM)
+    torch.testing.assert_close(merged(tokens(2), latents=users(2)).logits, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_film_stays_float32_under_a_bfloat16_base(tmp_path):
+    model = tiny_policy(tmp_path, dtype=torch.bfloat16)
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    assert dtypes["model.layers.0.mlp.up_proj.weight"] == torch.bfloat16
+    assert dtypes["model.film.weight"] == dtypes["model.context_encoder.code.weight"] == torch.float32
+    logits = model(tokens(2), latents=users(2)).logits
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+
+
+def test_trunk_embeddings_do_not_depend_on_users_or_padding(tmp_path):
+    model, rows = tiny_policy(tmp_path), tokens(2)
+    attention, completion = torch.ones_like(rows), torch.zeros_like(rows)
+    completion[:, 3:] = 1
+    embeds = model.embed_options(rows, attention, completion)
+    hidden = GemmaForCausalLM.from_pretrained(tmp_path).eval()(rows, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(embeds, hidden[:, 3:].mean(dim=1))
+    pad = torch.nn.functional.pad
+    padded = model.embed_options(pad(rows, (0, 3)), pad(attention, (0, 3)), pad(completion, (0, 3)))
+    torch.testing.assert_close(padded, embeds, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_token_can_be_the_embedding(tmp_path):
+    model, rows = tiny_policy(tmp_path, option_pooling="last", context_layer=2), tokens(2)
+    completion = torch.tensor([[0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]])
+    attention = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [1] * 7])
+    hidden = model(rows, attention_mask=attention, output_hidden_states=True).hidden_states[2]
+    expected = torch.stack([hidden[0, 4], hidden[1, 6]])
+    torch.testing.assert_close(model.embed_options(rows, attention, completion), expected)
+
+
+def test_pairs_of_text_are_embedded_as_tokens_are(tmp_path):
+    model, tokenizer = tiny_policy(tmp_path), tiny_tokenizer()
+    pair = {"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"}
+    context = model.embed_pairs([pair, pair], tokenizer)
+    assert context.shape == (1, 2, 2, 32)
+    rows = torch.tensor([tokenizer(pair["prompt"] + pair["rejected"] + "<eos>")["input_ids"]])
+    completion = torch.ones_like(rows)
+    completion[:, : len(tokenizer(pair["prompt"])["input_ids"])] = 0
+    torch.testing.assert_close(context[0, 1, 1], model.embed_options(rows, torch.ones_like(rows), completion)[0])
+
+
+@pytest.mark.parametrize("shape", [(2, LATENT_SIZE), (3, LATENT_SIZE + 1), (1, LATENT_SIZE), (LATENT_SIZE,)])
+def test_latents_of_a_wrong_shape_are_refused(tmp_path, shape):
+    model = tiny_policy(tmp_path)
+    with pytest.raises(ValueError, match=rf"`latents` has shape .*needs \(3, {LATENT_SIZE}\)"):
+        model(tokens(3), latents=torch.zeros(shape))
+
+
+def test_unknown_arguments_of_generate_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="latent_of_user"):
+        tiny_policy(tmp_path).generate(tokens(1), latent_of_user=users(1))
+
+
+@pytest.mark.parametrize("kwargs", [{"film_site": "mlp"}, {"option_pooling": "max"}, {"context_layer": 18}])
+def test_bad_film_configs_are_named(kwargs):
+    (name, value), *_ = kwargs.items()
+    with pytest.raises(Exception, match=f"`{name}={value!r}`"):
+        FiLMGemmaConfig(num_hidden_layers=18, **kwargs)
+
+
+def test_plain_weights_log_what_is_new(tmp_path):
+    _, info = FiLMGemmaForCausalLM.from_pretrained(
+        tiny_gemma(tmp_path), context_config=CONTEXT_CONFIG, output_loading_info=True
+    )
+    assert info["missing_keys"]
+    assert all(name.startswith(("model.film.", "model.context_encoder.")) for name in info["missing_keys"])
