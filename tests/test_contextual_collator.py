@@ -1,0 +1,72 @@
+import torch
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from np_trl.data import ContextualCollator, EmbeddingTargets, EvaluationTasks, PreferenceRows, TaskSampling, TokenTargets, TrainingTasks
+
+from .testing_utils import embedded_rows
+
+
+SAMPLING = TaskSampling(min_context=0, max_context=4, num_targets=3, context_in_target=False)
+
+
+def tokenized_rows():
+    """Rows whose tokens name them: the completion of row i is [10 + i, ...]."""
+    dataset = embedded_rows(num_users=4, pairs_per_user=8)
+    return dataset.map(
+        lambda row, index: {"prompt_ids": [1, 2], "chosen_ids": [10 + index, 3], "rejected_ids": [100 + index, 4, 5]},
+        with_indices=True,
+    )
+
+
+def test_the_batch_contract():
+    rows = PreferenceRows(tokenized_rows())
+    view = TrainingTasks(rows, SAMPLING, seed=0)
+    collator = ContextualCollator(TokenTargets(DataCollatorForPreference(pad_token_id=0)), SAMPLING)
+    tasks = [view[item] for item in range(4)]
+    batch = collator(tasks)
+    draws = [task.draw(SAMPLING) for task in tasks]
+    num_contexts = [len(context) for context, _ in draws]
+    assert batch["input_ids"].shape == batch["completion_mask"].shape == (24, 5)
+    assert batch["context_embeds"].shape == (4, max(1, *num_contexts), 2, 6)
+    assert batch["context_mask"].sum(dim=1).tolist() == num_contexts
+    assert batch["context_index"].tolist() == 2 * [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    targets = torch.tensor([index for _, target in draws for index in target])
+    assert batch["input_ids"][:12, 2].equal(targets + 10)  # chosen rows first, in order
+    assert batch["input_ids"][12:, 2].equal(targets + 100)
+    for row, (context, _) in enumerate(draws):
+        assert batch["context_embeds"][row, : len(context)].equal(rows.embeds(context) if len(context) else torch.empty(0, 2, 6))
+        assert not batch["context_embeds"][row, len(context) :].any()
+    assert "conditions" not in batch
+
+
+def test_a_batch_without_any_context_keeps_one_masked_pair():
+    sampling = TaskSampling(0, 0, 3, context_in_target=False)
+    view = TrainingTasks(PreferenceRows(embedded_rows()), sampling, seed=0)
+    batch = ContextualCollator(EmbeddingTargets(), sampling)([view[0], view[1]])
+    assert batch["context_embeds"].shape == (2, 1, 2, 6) and not batch["context_mask"].any()
+
+
+def test_embedded_targets_come_chosen_first():
+    rows = PreferenceRows(embedded_rows())
+    view = TrainingTasks(rows, SAMPLING, seed=0)
+    batch = ContextualCollator(EmbeddingTargets(), SAMPLING)([view[0], view[1]])
+    targets = [index for item in (0, 1) for index in view[item].draw(SAMPLING)[1]]
+    assert batch["option_embeds"].equal(torch.cat([rows.embeds(targets)[:, 0], rows.embeds(targets)[:, 1]]))
+    assert batch["attention_mask"].equal(torch.ones(12, 1, dtype=torch.long))
+
+
+def test_evaluation_batches_tell_user_and_number_of_contexts():
+    rows = PreferenceRows(embedded_rows(num_users=3))
+    view = EvaluationTasks(rows, [0, 2], max_context=2, num_targets=4, seed=0)
+    batch = ContextualCollator(EmbeddingTargets(), SAMPLING)([view[item] for item in range(len(view))])
+    assert batch["conditions"].tolist() == [[0, 0], [1, 0], [2, 0], [0, 2], [1, 2], [2, 2]]
+
+
+def test_drawn_tasks_and_plain_pairs_are_collated():
+    collator = ContextualCollator(EmbeddingTargets(), SAMPLING)
+    rows = embedded_rows().to_list()
+    batch = collator([{"user_id": "a", "context": rows[:2], "target": rows[2:5]}, {"user_id": "b", "context": [], "target": rows[5:6]}])
+    assert batch["context_mask"].tolist() == [[True, True], [False, False]]
+    assert batch["context_index"].tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert batch["conditions"][:, 1].tolist() == [2, 0]
+    assert collator(rows[:4])["option_embeds"].shape == (8, 6)

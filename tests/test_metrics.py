@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from transformers import EvalPrediction
+
+from np_trl import UserAccuracy, UserCalibration, UserNLL
+from np_trl.metrics import num_context_curve
+
+
+MARGINS, USERS = [1.0, -1.0, 2.0, 0.0, 3.0], [7, 7, 4, 4, 4]  # user 7: 1/2, user 4: 2.5/3
+
+
+def test_accuracy_counts_users_equally_and_ties_half():
+    result = UserAccuracy().compute(margins=MARGINS, users=USERS)
+    accuracies = [0.5, 2.5 / 3]
+    assert result["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert result["accuracy_se"] == pytest.approx(np.std(accuracies, ddof=1) / 2**0.5)
+    assert result["worst_decile_accuracy"] == pytest.approx(0.5)
+
+
+def test_the_worst_decile_is_the_mean_of_the_worst_tenth():
+    users = np.arange(20)
+    margins = np.where(users < 3, -1.0, 1.0)
+    result = UserAccuracy().compute(margins=margins.tolist(), users=users.tolist())
+    assert result["worst_decile_accuracy"] == 0.0 and result["accuracy"] == pytest.approx(0.85)
+
+
+def test_nll_in_nats():
+    result = UserNLL().compute(margins=[0.0, 0.0, np.log(3)], users=[0, 0, 1])
+    assert result["nll"] == pytest.approx((np.log(2) + np.log(4 / 3)) / 2)
+
+
+def test_calibration_error_is_the_gap_of_confidence_and_accuracy():
+    confident = np.log(0.9 / 0.1)
+    margins = [confident] * 7 + [-confident] * 3  # says 90 %, is right in 70 %
+    assert UserCalibration().compute(margins=margins, users=[0] * 10)["ece"] == pytest.approx(0.2, abs=1e-6)
+    assert UserCalibration().compute(margins=[confident] * 9 + [-confident], users=[0] * 10)["ece"] < 1e-6
+
+
+def test_the_curve_has_the_metrics_of_every_number_of_contexts():
+    margins = np.array([[1.0, 1.0], [-1.0, np.nan], [1.0, 1.0], [1.0, np.nan]])
+    conditions = np.array([[0, 0], [1, 0], [0, 10], [1, 10]])
+    metrics = num_context_curve(EvalPrediction(margins, conditions))
+    assert metrics["nc0_accuracy"] == 0.5 and metrics["nc10_accuracy"] == 1.0
+    assert {key.split("_", 1)[1] for key in metrics} == {"accuracy", "accuracy_se", "worst_decile_accuracy", "nll", "ece"}

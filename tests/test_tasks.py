@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from np_trl.data import ContextualCollator, EmbeddingTargets, EvaluationTasks, PreferenceRows, TaskSampling, TrainingTasks
+
+from .testing_utils import embedded_rows
+
+
+SAMPLING = TaskSampling(min_context=0, max_context=4, num_targets=5, context_in_target=False)
+
+
+def tasks(seed: int = 0, sampling: TaskSampling = SAMPLING, **kwargs) -> TrainingTasks:
+    return TrainingTasks(PreferenceRows(embedded_rows(**kwargs)), sampling, seed)
+
+
+def draw(task, sampling: TaskSampling = SAMPLING) -> tuple[int, tuple, tuple]:
+    context, target = task.draw(sampling)
+    return task.user, tuple(context.tolist()), tuple(target.tolist())
+
+
+def test_rows_are_grouped_by_user_in_their_order():
+    dataset = Dataset.from_dict({"user_id": ["b", "a", "b", "c", "a", "b"], "n": list(range(6))})
+    rows = PreferenceRows(dataset)
+    assert rows.user_ids == ["b", "a", "c"]
+    assert [rows.of_user(user).tolist() for user in range(3)] == [[0, 2, 5], [1, 4], [3]]
+    assert rows.take(rows.of_user(1)) == [{"user_id": "a", "n": 1}, {"user_id": "a", "n": 4}]
+
+
+def test_embeddings_are_read_in_the_order_asked_for():
+    dataset = embedded_rows().select(range(90, -1, -1))
+    chosen, rejected = np.array(dataset["chosen_embeds"]), np.array(dataset["rejected_embeds"])
+    embeds = PreferenceRows(dataset).embeds([7, 3, 3]).numpy()
+    np.testing.assert_array_equal(embeds, np.stack([chosen, rejected], axis=1)[[7, 3, 3]].astype(np.float32))
+
+
+def test_a_task_is_a_function_of_seed_epoch_and_position():
+    one, other = tasks(), tasks()
+    items = [5, 3, 2 * len(one) + 1, 0]
+    forwards = {item: draw(one[item]) for item in items}
+    assert {item: draw(other[item]) for item in reversed(items)} == forwards
+
+
+def test_epochs_and_seeds_differ():
+    one, other = tasks(), tasks(seed=1)
+    first = [draw(one[item]) for item in range(len(one))]
+    assert first != [draw(one[len(one) + item]) for item in range(len(one))]
+    assert first != [draw(other[item]) for item in range(len(other))]
+
+
+def test_an_epoch_visits_users_in_proportion_to_their_pairs():
+    short, long = embedded_rows(num_users=2, pairs_per_user=9), embedded_rows(num_users=1, pairs_per_user=25)
+    dataset = Dataset.from_list(short.to_list() + [{**row, "user_id": 2} for row in long])
+    view = TrainingTasks(PreferenceRows(dataset), SAMPLING, 0)
+    assert sorted(view[item].user for item in range(len(view))) == [0, 1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("context_in_target", [True, False])
+def test_contexts_lie_inside_or_outside_the_targets(context_in_target):
+    sampling = TaskSampling(0, 4, 5, context_in_target)
+    view = tasks(sampling=sampling, pairs_per_user=9)
+    sizes = set()
+    for item in range(5 * len(view)):
+        user, context, target = draw(view[item], sampling)
+        assert len(set(target)) == 5 and len(set(context)) == len(context)
+        assert set(context) <= set(target) if context_in_target else not set(context) & set(target)
+        assert set(context + target) <= set(view.rows.of_user(user).tolist())
+        sizes.add(len(context))
+    assert sizes == {0, 1, 2, 3, 4}  # each task draws its own N_C
+
+
+def evaluation(shuffled: bool = False) -> EvaluationTasks:
+    rows = PreferenceRows(embedded_rows(num_users=7, pairs_per_user=12))
+    return EvaluationTasks(rows, [0, 1, 4], max_context=4, num_targets=5, seed=0, shuffled=shuffled)
+
+
+def test_evaluation_contexts_are_nested_and_never_among_the_targets():
+    view, contexts, targets = evaluation(), {}, {}
+    for item in range(len(view)):
+        user, context, target = draw(view[item])
+        assert not set(context) & set(target)
+        assert targets.setdefault(user, target) == target  # the same for every N_C
+        assert len(target) == 5
+        contexts.setdefault(user, []).append(context)
+    assert len(contexts) == 7
+    for own in contexts.values():
+        assert [len(context) for context in own] == [0, 1, 4] and own[1] == own[2][:1]
+
+
+def test_the_shuffled_control_shows_the_context_of_somebody_else():
+    own, control = evaluation(), evaluation(shuffled=True)
+    contexts = {draw(own[item])[0]: draw(own[item])[1] for item in range(14, 21)}
+    borrowed = {}
+    for item in range(14, 21):
+        user, context, target = draw(control[item])
+        assert target == draw(own[item])[2]
+        borrowed[user] = [owner for owner, pairs in contexts.items() if pairs == context]
+    assert sorted(owner for (owner,) in borrowed.values()) == list(range(7))
+    assert all(owner != user for user, (owner,) in borrowed.items())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(num_workers):
+    view = tasks()
+    collator = ContextualCollator(EmbeddingTargets(), SAMPLING)
+    loader = DataLoader(view, batch_size=3, collate_fn=collator, num_workers=num_workers, sampler=range(len(view)))
+    for batch, start in zip(loader, range(0, len(view), 3), strict=True):
+        expected = collator([view[item] for item in range(start, min(start + 3, len(view)))])
+        assert batch.keys() == expected.keys()
+        assert all(batch[key].equal(expected[key]) for key in batch)
