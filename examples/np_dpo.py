@@ -100,7 +100,8 @@ def train_context_encoder(trainer: NPDPOTrainer, steps: int) -> dict[str, float]
         max_steps=steps,
         warmup_steps=steps // 10,
         lr_scheduler_type="cosine",
-        num_targets=10,
+        learning_rate=4e-3,
+        num_targets=5,
         max_context=max(args.eval_num_contexts),
         context_in_target=False,
         eval_num_contexts=args.eval_num_contexts,
@@ -141,19 +142,21 @@ def evaluate_mixed_dpo(trainer: NPDPOTrainer, model_args: ModelConfig, base: str
         loss_weights=args.loss_weights,
         bf16=args.bf16,
         gradient_checkpointing=args.gradient_checkpointing,
-        precompute_ref_log_probs=args.precompute_ref_log_probs,
-        precompute_ref_batch_size=args.precompute_ref_batch_size,
         save_strategy="no",
         report_to="none",
         logging_steps=20,
         seed=args.seed,
     )
-    columns = ["prompt", "chosen", "rejected"]
+
+    def head(dataset: Dataset, size: int) -> Dataset:
+        dataset = dataset.select_columns(["prompt", "chosen", "rejected"]).shuffle(seed=args.seed)
+        return dataset.select(range(min(size, len(dataset))))
+
     baseline = DPOTrainer(
         base,
         args=baseline_args,
-        train_dataset=trainer.train_dataset.select_columns(columns),
-        eval_dataset=trainer.eval_dataset.select_columns(columns),
+        train_dataset=head(trainer.train_dataset, steps * baseline_args.per_device_train_batch_size),
+        eval_dataset=head(trainer.eval_dataset, 1024),
         processing_class=trainer.processing_class,
         quantization_config=get_quantization_config(model_args),
         peft_config=peft_config,

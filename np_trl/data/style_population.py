@@ -59,13 +59,14 @@ def style_population(prompts: list[str], num_users: int, pairs_per_user: int, se
         style = STYLES[user % len(STYLES)]
         for _ in range(pairs_per_user):
             chosen, rejected = _draw_choice(style, rng)
-            prompt = str(rng.choice(prompts))
+            prompt, content = str(rng.choice(prompts)), int(rng.integers(2**32))
             rows.append(
                 {
                     "user_id": f"{seed}-{user}",
                     "prompt": prompt,
-                    "chosen": write_answer(prompt, chosen, rng),
-                    "rejected": write_answer(prompt, rejected, rng),
+                    # the same content in two styles
+                    "chosen": write_answer(prompt, chosen, np.random.default_rng(content)),
+                    "rejected": write_answer(prompt, rejected, np.random.default_rng(content)),
                     "style": list(style),
                 }
             )

@@ -21,6 +21,9 @@ class NPRewardConfig(ContextConfigMixin, RewardConfig):
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Tasks per device in a training step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Tasks per device in an evaluation step."})
+    disable_dropout: bool = field(
+        default=False, metadata={"help": "Whether to switch the model's dropout off. TRL's default would, silently."}
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Not supported: the model is a few layers on embeddings."}
     )

@@ -1,0 +1,66 @@
+"""Models in a process that has no np_trl: only the files beside the weights."""
+
+import subprocess
+import sys
+
+import torch
+
+from .testing_utils import tiny_policy, tiny_reward_model, tiny_tokenizer, toy_context
+
+
+BLOCK = "import sys; sys.modules['np_trl'] = None\n"
+
+
+def run_without_np_trl(code: str, tmp_path) -> None:
+    result = subprocess.run([sys.executable, "-c", BLOCK + code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_policy_infers_and_writes(tmp_path):
+    model, tokenizer = tiny_policy(tmp_path / "base"), tiny_tokenizer()
+    model.model.context_encoder.standardizer.fit(torch.randn(50, 32))
+    model.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    pairs = [{"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"}] * 3
+    context = model.embed_pairs(pairs, tokenizer)
+    latents = model.infer_latents(context, torch.ones(1, 3))
+    inputs = tokenizer("How do I fix the lamp?", return_tensors="pt", return_token_type_ids=False)
+    outputs = model.generate(**inputs, latents=latents, do_sample=False, max_new_tokens=8)
+    torch.save({"pairs": pairs, "latents": latents, "outputs": outputs}, tmp_path / "expected.pt")
+    run_without_np_trl(
+        """
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+expected = torch.load("expected.pt")
+tokenizer = AutoTokenizer.from_pretrained("policy", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("policy", trust_remote_code=True)
+assert AutoConfig.from_pretrained("policy", trust_remote_code=True).model_type == "film_gemma"
+assert type(AutoModel.from_pretrained("policy", trust_remote_code=True)).__name__ == "FiLMGemmaModel"
+context = model.embed_pairs(expected["pairs"], tokenizer)
+latents = model.infer_latents(context, torch.ones(1, 3))
+torch.testing.assert_close(latents, expected["latents"])
+inputs = tokenizer("How do I fix the lamp?", return_tensors="pt", return_token_type_ids=False)
+outputs = model.generate(**inputs, latents=latents, do_sample=False, max_new_tokens=8)
+assert torch.equal(outputs, expected["outputs"])
+""",
+        tmp_path,
+    )
+
+
+def test_a_reward_model_scores(tmp_path):
+    model, (context, mask), options = tiny_reward_model().eval(), toy_context(3, 5), torch.randn(3, 6)
+    model.save_pretrained(tmp_path / "reward")
+    rewards = model(options, context_embeds=context, context_mask=mask).logits
+    torch.save({"inputs": (options, context, mask), "rewards": rewards}, tmp_path / "expected.pt")
+    run_without_np_trl(
+        """
+import torch
+from transformers import AutoModel
+expected = torch.load("expected.pt")
+options, context, mask = expected["inputs"]
+model = AutoModel.from_pretrained("reward", trust_remote_code=True)
+rewards = model(options, context_embeds=context, context_mask=mask).logits
+torch.testing.assert_close(rewards, expected["rewards"])
+""",
+        tmp_path,
+    )
