@@ -23,8 +23,8 @@ from np_trl.trainer.policy import (
     check_trunk,
     create_policy,
     freeze_trunk,
+    mark_adapter,
     np_parameters,
-    save_film_config,
     upcast_np_parameters,
 )
 
@@ -231,11 +231,11 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         optimizer.param_groups[:] = [group for group in groups if group["params"]]
         return optimizer
 
-    # Override: an adapter knows its base, which may be plain; what FiLM was added to it is written beside.
+    # Override: an adapter knows only its base, which may be plain; FiLM must not be lost.
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
-            save_film_config(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
+            mark_adapter(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
 
 
 def _create_model(path: str, args: NPDPOConfig, train_dataset, quantization_config) -> PreTrainedModel:

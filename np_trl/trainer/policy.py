@@ -6,7 +6,6 @@ import os
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from trl.trainer.utils import create_model_from_path
@@ -20,12 +19,13 @@ _POLICIES = {"gemma": FiLMGemmaForCausalLM, "film_gemma": FiLMGemmaForCausalLM}
 
 NP_MODULES = ("context_encoder", "film")
 
+# the `peft_type` of a saved adapter with FiLM, which PEFT names when it refuses it
+FILM_ADAPTER = "LORA with FiLM: load it with np_trl.load_policy"
+
 
 def load_policy(path: str, **kwargs) -> PreTrainedModel | PeftModel:
     """
     Load a policy: a merged one, or an adapter with FiLM and context encoder on its base model.
-
-    `AutoPeftModelForCausalLM` would load such an adapter into the plain base model and drop FiLM. This does not.
 
     Args:
         path (`str`):
@@ -39,11 +39,9 @@ def load_policy(path: str, **kwargs) -> PreTrainedModel | PeftModel:
     Raises:
         `ValueError`: if the architecture has no FiLM version, or an adapter holds no FiLM weights.
     """
-    if not os.path.exists(os.path.join(path, "adapter_config.json")):
-        return create_policy(path, **kwargs)
-    _check_adapter(path)
-    base = create_policy(PeftConfig.from_pretrained(path).base_model_name_or_path, _film_fields(path), **kwargs)
-    return PeftModel.from_pretrained(base, path)
+    if os.path.exists(os.path.join(path, "adapter_config.json")):
+        return _load_adapter(path, **kwargs)
+    return create_policy(path, **kwargs)
 
 
 def create_policy(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTrainedModel:
@@ -135,29 +133,48 @@ def upcast_np_parameters(model: nn.Module) -> None:
         parameter.data = parameter.data.to(torch.float32)
 
 
-def save_film_config(model: PeftModel, output_dir: str) -> None:
-    """Write the FiLM config beside an adapter, whose base may be a plain model."""
-    with open(os.path.join(output_dir, "film_config.json"), "w", encoding="utf-8") as file:
-        config = model.get_base_model().config
-        fields = {
-            "film_site": config.film_site,
-            "context_layer": config.context_layer,
-            "option_pooling": config.option_pooling,
-            "context_config": config.context_config.to_diff_dict(),
-        }
-        json.dump(fields, file, indent=2)
+def mark_adapter(model: PeftModel, path: str) -> None:
+    """
+    Write what FiLM was added to the base beside a saved adapter, and keep the adapter from being loaded without it.
+
+    PEFT loads such an adapter into the plain base and drops FiLM without a word. It does refuse adapters of a type that
+    it does not know, so the adapter's type becomes one that says how to load it.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            The policy.
+        path (`str`):
+            Directory of the adapter.
+    """
+    config = model.get_base_model().config
+    adapter = _read_json(path, "adapter_config.json")
+    fields = {
+        "film_site": config.film_site,
+        "context_layer": config.context_layer,
+        "option_pooling": config.option_pooling,
+        "context_config": config.context_config.to_diff_dict(),
+    }
+    _write_json({"peft_type": adapter["peft_type"], "film_kwargs": fields}, path, "film_config.json")
+    _write_json({**adapter, "peft_type": FILM_ADAPTER}, path, "adapter_config.json")
 
 
-def _film_fields(path: str) -> dict:
-    with open(os.path.join(path, "film_config.json"), encoding="utf-8") as file:
-        return json.load(file)
-
-
-def _check_adapter(path: str) -> None:
-    with safe_open(os.path.join(path, "adapter_model.safetensors"), framework="pt") as file:
-        names = file.keys()
-    if not any(".film." in name for name in names) or not os.path.exists(os.path.join(path, "film_config.json")):
+def _load_adapter(path: str, **kwargs) -> PeftModel:
+    if not os.path.exists(os.path.join(path, "film_config.json")):
         raise ValueError(
             f"The adapter in {path!r} holds no FiLM: it was trained on a plain model. Load it with "
             "`AutoPeftModelForCausalLM`, or train one with `NPDPOTrainer`."
         )
+    film = _read_json(path, "film_config.json")
+    adapter = PeftConfig.from_peft_type(**{**_read_json(path, "adapter_config.json"), "peft_type": film["peft_type"]})
+    base = create_policy(adapter.base_model_name_or_path, film["film_kwargs"], **kwargs)
+    return PeftModel.from_pretrained(base, path, config=adapter)
+
+
+def _read_json(path: str, name: str) -> dict:
+    with open(os.path.join(path, name), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _write_json(content: dict, path: str, name: str) -> None:
+    with open(os.path.join(path, name), "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, sort_keys=True)

@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+from trl import RewardTrainer
+
+from np_trl import NPRewardModel, NPRewardModelConfig, NPRewardTrainer
+from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population
+
+from .testing_utils import embedded_rows, losses, reward_config, task_rows, tiny_reward_model
+
+
+def build(tmp_path, model=None, train_dataset=None, eval_dataset=None, **kwargs) -> NPRewardTrainer:
+    return NPRewardTrainer(
+        tiny_reward_model() if model is None else model,
+        args=reward_config(tmp_path, **kwargs),
+        train_dataset=embedded_rows() if train_dataset is None else train_dataset,
+        eval_dataset=eval_dataset,
+    )
+
+
+def test_a_model_without_memory_starts_at_log_2(tmp_path):
+    config = NPRewardModelConfig(embed_size=6, context_config={"memory_size": 0, "latent_size": 8, "hidden_size": 16})
+    trainer = build(tmp_path, model=NPRewardModel(config))
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("head", ["bradley_terry", "mean_variance"])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_the_loss_is_the_nll_of_the_choices(tmp_path, head, conditional):
+    """Fails when TRL changes the loss of its reward trainer."""
+    trainer = build(tmp_path, model=tiny_reward_model(head=head, conditional=conditional), max_steps=3)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    expected = trainer.model(**{key: value for key, value in batch.items() if key != "attention_mask"})
+    nll = -torch.nn.functional.logsigmoid(trainer.model.choice_logits(expected)).mean()
+    torch.testing.assert_close(loss, nll)
+    torch.testing.assert_close(outputs.logits.mean(), expected.logits.mean())
+
+
+def test_example_4_1_approaches_the_bayes_limit(tmp_path):
+    """300 steps instead of 1,000: within a few points of Bayes, calibrated without a context, and never above."""
+    config = NPRewardModelConfig(
+        embed_size=1, hidden_size=64, context_config={"hidden_size": 64, "latent_size": 72, "memory_size": 8}
+    )
+    trainer = build(
+        tmp_path,
+        model=NPRewardModel(config),
+        train_dataset=piecewise_population(1000, 40, seed=0),
+        eval_dataset=piecewise_population(400, 30, seed=1),
+        max_steps=300,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=200,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=20,
+        num_targets=20,
+        max_context=10,
+        context_in_target=False,
+        eval_num_contexts=[0, 1, 3, 10],
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    for num_context, limit in piecewise_bayes_accuracy([0, 1, 3, 10]).items():
+        accuracy, error = metrics[f"eval_nc{num_context}_accuracy"], metrics[f"eval_nc{num_context}_accuracy_se"]
+        assert limit - 0.02 - 2 * error < accuracy < limit + 3 * error + 1e-3, (num_context, accuracy)
+    assert metrics["eval_nc0_nll"] < 0.5
+    assert metrics["eval_nc10_shuffled_accuracy"] < metrics["eval_nc0_accuracy"] + 0.03
+
+
+def test_statistics_are_taken_once(tmp_path):
+    trainer = build(tmp_path)
+    mean = trainer.model.standardizer.mean.clone()
+    assert trainer.model.standardizer.is_fitted and trainer.model.context_encoder.standardizer.is_fitted
+    again = build(tmp_path, model=trainer.model, train_dataset=embedded_rows(seed=5))
+    assert torch.equal(again.model.standardizer.mean, mean)
+
+
+def test_save_and_load_keep_the_evaluation(tmp_path):
+    trainer = build(tmp_path, eval_dataset=embedded_rows(seed=1), max_steps=5)
+    trainer.train()
+    trainer.save_model(tmp_path / "reward")
+    reloaded = build(tmp_path, model=str(tmp_path / "reward"), eval_dataset=embedded_rows(seed=1))
+    for key, value in trainer.evaluate().items():
+        if key.startswith("eval_nc"):
+            assert reloaded.evaluate()[key] == pytest.approx(value), key
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    kwargs = {"max_steps": 12, "save_strategy": "steps", "save_steps": 5}
+    full = build(tmp_path, **kwargs)
+    full.train()
+    resumed = build(tmp_path, **kwargs)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert losses(resumed)[-7:] == losses(full)[-7:]
+
+
+def test_iterable_tasks_train(tmp_path):
+    trainer = build(tmp_path, train_dataset=task_rows(embedded_rows()), max_steps=3)
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in losses(trainer))
+
+
+def test_dropout_is_not_switched_off_in_silence(tmp_path):
+    assert build(tmp_path, model=tiny_reward_model(dropout=0.3)).model.dropout.p == 0.3
+
+
+def test_embeddings_of_another_size_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="embeddings of size 4, but the model takes `embed_size=6`"):
+        build(tmp_path, train_dataset=embedded_rows(embed_size=4))
+
+
+def test_it_is_trls_trainer():
+    assert issubclass(NPRewardTrainer, RewardTrainer)
