@@ -52,14 +52,18 @@ EXAMPLE = "style_population"
 class ScriptArguments:
     dataset_name: str = field(
         default=EXAMPLE,
-        metadata={"help": f"'{EXAMPLE}', a file (parquet, JSON lines, CSV), or a dataset on the Hub, of training users."},
+        metadata={
+            "help": f"'{EXAMPLE}', a file (parquet, JSON lines, CSV), or a dataset on the Hub, of training users."
+        },
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "File or dataset of other users, to evaluate on. Default: split `test`."}
     )
     reward_steps: int = field(
         default=0,
-        metadata={"help": "Steps of NP-BTL on the same embeddings, whose context encoder NP-DPO starts from. 0: none."},
+        metadata={
+            "help": "Steps of NP-BTL on the same embeddings, whose context encoder NP-DPO starts from. 0: none."
+        },
     )
     mixed_dpo_steps: int = field(
         default=0, metadata={"help": "Steps of plain DPO on the mixture of all users, for comparison. 0: none."}
@@ -187,7 +191,9 @@ def write(trainer: NPDPOTrainer, prompts: list[str], latents: torch.Tensor | Non
         prompts, padding=True, padding_side="left", return_tensors="pt", return_token_type_ids=False
     ).to(model.device)
     users = {} if latents is None else {"latents": latents}
-    outputs = model.generate(**inputs, **users, do_sample=True, temperature=0.7, top_p=0.95, top_k=0, max_new_tokens=64)
+    outputs = model.generate(
+        **inputs, **users, do_sample=True, temperature=0.7, top_p=0.95, top_k=0, max_new_tokens=64
+    )
     return tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

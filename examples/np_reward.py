@@ -43,7 +43,9 @@ EXAMPLE = "example_4_1"
 class ScriptArguments:
     dataset_name: str = field(
         default=EXAMPLE,
-        metadata={"help": f"'{EXAMPLE}', a file (parquet, JSON lines, CSV), or a dataset on the Hub, of training users."},
+        metadata={
+            "help": f"'{EXAMPLE}', a file (parquet, JSON lines, CSV), or a dataset on the Hub, of training users."
+        },
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "File or dataset of other users, to evaluate on. Default: split `test`."}

@@ -1,7 +1,15 @@
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from np_trl.data import ContextualCollator, EmbeddingTargets, EvaluationTasks, PreferenceRows, TaskSampling, TokenTargets, TrainingTasks
+from np_trl.data import (
+    ContextualCollator,
+    EmbeddingTargets,
+    EvaluationTasks,
+    PreferenceRows,
+    TaskSampling,
+    TokenTargets,
+    TrainingTasks,
+)
 
 from .testing_utils import embedded_rows
 
@@ -34,7 +42,9 @@ def test_the_batch_contract():
     assert batch["input_ids"][:12, 2].equal(targets + 10)  # chosen rows first, in order
     assert batch["input_ids"][12:, 2].equal(targets + 100)
     for row, (context, _) in enumerate(draws):
-        assert batch["context_embeds"][row, : len(context)].equal(rows.embeds(context) if len(context) else torch.empty(0, 2, 6))
+        assert batch["context_embeds"][row, : len(context)].equal(
+            rows.embeds(context) if len(context) else torch.empty(0, 2, 6)
+        )
         assert not batch["context_embeds"][row, len(context) :].any()
     assert "conditions" not in batch
 
@@ -65,7 +75,12 @@ def test_evaluation_batches_tell_user_and_number_of_contexts():
 def test_drawn_tasks_and_plain_pairs_are_collated():
     collator = ContextualCollator(EmbeddingTargets(), SAMPLING)
     rows = embedded_rows().to_list()
-    batch = collator([{"user_id": "a", "context": rows[:2], "target": rows[2:5]}, {"user_id": "b", "context": [], "target": rows[5:6]}])
+    batch = collator(
+        [
+            {"user_id": "a", "context": rows[:2], "target": rows[2:5]},
+            {"user_id": "b", "context": [], "target": rows[5:6]},
+        ]
+    )
     assert batch["context_mask"].tolist() == [[True, True], [False, False]]
     assert batch["context_index"].tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
     assert batch["conditions"][:, 1].tolist() == [2, 0]

@@ -155,7 +155,10 @@ def test_save_and_load_keep_the_logits(tmp_path, film_site):
 def test_merging_keeps_the_log_probs(tmp_path):
     model = tiny_policy(tmp_path)
     lora = LoraConfig(
-        target_modules=["q_proj"], modules_to_save=["context_encoder", "film"], init_lora_weights=False, task_type="CAUSAL_LM"
+        target_modules=["q_proj"],
+        modules_to_save=["context_encoder", "film"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, lora).eval()
     logits = adapted(tokens(2), latents=users(2)).logits

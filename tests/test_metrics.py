@@ -41,4 +41,10 @@ def test_the_curve_has_the_metrics_of_every_number_of_contexts():
     conditions = np.array([[0, 0], [1, 0], [0, 10], [1, 10]])
     metrics = num_context_curve(EvalPrediction(margins, conditions))
     assert metrics["nc0_accuracy"] == 0.5 and metrics["nc10_accuracy"] == 1.0
-    assert {key.split("_", 1)[1] for key in metrics} == {"accuracy", "accuracy_se", "worst_decile_accuracy", "nll", "ece"}
+    assert {key.split("_", 1)[1] for key in metrics} == {
+        "accuracy",
+        "accuracy_se",
+        "worst_decile_accuracy",
+        "nll",
+        "ece",
+    }

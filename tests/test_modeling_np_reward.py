@@ -26,7 +26,11 @@ def test_untrained_model_is_the_mean_difference_scorer():
 
 
 def test_rows_of_different_users_do_not_mix():
-    model, (context, mask), options = move_away_from_zero(tiny_reward_model()).eval(), toy_context(3, 5), torch.randn(6, 6)
+    model, (context, mask), options = (
+        move_away_from_zero(tiny_reward_model()).eval(),
+        toy_context(3, 5),
+        torch.randn(6, 6),
+    )
     rewards = model(options, context_embeds=context, context_mask=mask, context_index=INDEX).logits
     for user in range(3):
         alone = model(
@@ -39,7 +43,11 @@ def test_rows_of_different_users_do_not_mix():
 
 
 def test_latents_and_contexts_give_the_same_rewards():
-    model, (context, mask), options = move_away_from_zero(tiny_reward_model()).eval(), toy_context(3, 5), torch.randn(6, 6)
+    model, (context, mask), options = (
+        move_away_from_zero(tiny_reward_model()).eval(),
+        toy_context(3, 5),
+        torch.randn(6, 6),
+    )
     by_context = model(options, context_embeds=context, context_mask=mask, context_index=INDEX).logits
     by_latents = model(options, latents=model.infer_latents(context, mask), context_index=INDEX).logits
     torch.testing.assert_close(by_context, by_latents)
@@ -47,7 +55,11 @@ def test_latents_and_contexts_give_the_same_rewards():
 
 @pytest.mark.parametrize("head", ["bradley_terry", "mean_variance"])
 def test_unconditional_models_ignore_the_context(head):
-    model, (context, mask), options = tiny_reward_model(conditional=False, head=head), toy_context(3, 5), torch.randn(6, 6)
+    model, (context, mask), options = (
+        tiny_reward_model(conditional=False, head=head),
+        toy_context(3, 5),
+        torch.randn(6, 6),
+    )
     move_away_from_zero(model).eval()
     rewards = model(options, context_embeds=context, context_mask=mask, context_index=INDEX).logits
     assert rewards.abs().min() > 0

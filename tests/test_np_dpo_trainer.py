@@ -26,7 +26,12 @@ from .testing_utils import (
 
 
 def lora(**kwargs) -> LoraConfig:
-    defaults = {"r": 4, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1, 2], "task_type": "CAUSAL_LM"}
+    defaults = {
+        "r": 4,
+        "target_modules": ["q_proj", "v_proj"],
+        "layers_to_transform": [1, 2],
+        "task_type": "CAUSAL_LM",
+    }
     return LoraConfig(**{**defaults, **kwargs})
 
 
@@ -65,7 +70,9 @@ def test_training_starts_at_log_2_and_moves_every_part(tmp_path, peft_config, fi
 def test_the_policy_learns_two_opposed_groups(tmp_path):
     """After a few steps, new users are predicted from their context, and from another user's context they are not."""
     rows = [row for row in style_rows(64, 12).to_list() if row["style"] in ([1, 1, 1, 1], [-1, -1, -1, -1])]
-    held_out = [row for row in style_rows(64, 12, seed=9).to_list() if row["style"] in ([1, 1, 1, 1], [-1, -1, -1, -1])]
+    held_out = [
+        row for row in style_rows(64, 12, seed=9).to_list() if row["style"] in ([1, 1, 1, 1], [-1, -1, -1, -1])
+    ]
     trainer = build(
         tmp_path,
         Dataset.from_list(rows),
@@ -89,7 +96,9 @@ def test_the_policy_learns_two_opposed_groups(tmp_path):
     + ["discopop", "sft", "sigmoid_norm"],
 )
 def test_every_loss_of_single_pairs_trains(tmp_path, loss_type):
-    trainer = build(tmp_path, loss_type=[loss_type], label_smoothing=1e-3 if loss_type in ("exo_pair", "robust") else 0.0)
+    trainer = build(
+        tmp_path, loss_type=[loss_type], label_smoothing=1e-3 if loss_type in ("exo_pair", "robust") else 0.0
+    )
     before = trained_weights(trainer)
     trainer.train()
     assert math.isfinite(losses(trainer)[-1])
@@ -182,7 +191,9 @@ def test_evaluation_reports_every_number_of_contexts_beside_trls_metrics(tmp_pat
 
 def test_several_evaluation_sets_and_metrics_of_ones_own(tmp_path):
     sets = {"near": style_rows(seed=1), "far": style_rows(seed=2)}
-    trainer = build(tmp_path, eval_dataset=sets, compute_metrics=lambda prediction: {"tasks": len(prediction.predictions)})
+    trainer = build(
+        tmp_path, eval_dataset=sets, compute_metrics=lambda prediction: {"tasks": len(prediction.predictions)}
+    )
     trainer.train()
     metrics = trainer.evaluate()
     assert {"eval_near_nc2_accuracy", "eval_far_nc2_accuracy", "eval_near_nc2_shuffled_accuracy"} <= metrics.keys()
@@ -353,7 +364,9 @@ def test_an_adapter_that_leaves_film_out_is_refused(tmp_path):
 
 
 def test_lora_in_the_trunk_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"reaches `layers.0`, but `context_layer=1`.*layers_to_transform=list\(range\(1, 3\)\)"):
+    with pytest.raises(
+        ValueError, match=r"reaches `layers.0`, but `context_layer=1`.*layers_to_transform=list\(range\(1, 3\)\)"
+    ):
         build(tmp_path, peft_config=lora(layers_to_transform=None))
     build(tmp_path, with_embeddings(style_rows()), peft_config=lora(layers_to_transform=None))  # no trunk is used
 
@@ -374,7 +387,9 @@ def test_an_architecture_without_film_is_refused(tmp_path):
 def test_a_prompt_without_room_for_the_completion_is_refused(tmp_path):
     rows = style_rows().to_list()
     rows[3]["prompt"] = "How do I fix the bike? " * 10
-    with pytest.raises(ValueError, match="1 of 192 prompts of the train dataset fill `max_length=60`.*Raise `max_length`"):
+    with pytest.raises(
+        ValueError, match="1 of 192 prompts of the train dataset fill `max_length=60`.*Raise `max_length`"
+    ):
         build(tmp_path, Dataset.from_list(rows), max_length=60)
 
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from np_trl.data import style_bayes_accuracy, style_population
-from np_trl.data.style_grammar import ATTRIBUTES, NOUNS, VERBS, all_prompts, detect_attributes, is_grammatical, write_answer
+from np_trl.data.style_grammar import (
+    ATTRIBUTES,
+    NOUNS,
+    VERBS,
+    all_prompts,
+    detect_attributes,
+    is_grammatical,
+    write_answer,
+)
 from np_trl.data.style_population import STYLES, split_prompts
 
 

@@ -3,7 +3,14 @@ import pytest
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from np_trl.data import ContextualCollator, EmbeddingTargets, EvaluationTasks, PreferenceRows, TaskSampling, TrainingTasks
+from np_trl.data import (
+    ContextualCollator,
+    EmbeddingTargets,
+    EvaluationTasks,
+    PreferenceRows,
+    TaskSampling,
+    TrainingTasks,
+)
 
 from .testing_utils import embedded_rows
 

@@ -41,7 +41,10 @@ def test_empty_texts(column, value):
 
 def test_an_empty_conversational_completion():
     prompt = [{"role": "user", "content": "How?"}]
-    rows = [{"user_id": "a", "prompt": prompt, "chosen": [{"role": "assistant", "content": c}], "rejected": prompt} for c in ("so", "")]
+    rows = [
+        {"user_id": "a", "prompt": prompt, "chosen": [{"role": "assistant", "content": c}], "rejected": prompt}
+        for c in ("so", "")
+    ]
     with pytest.raises(ValueError, match="`chosen` of row 1 of the train dataset is empty"):
         check_preferences(Dataset.from_list(rows), "train")
 
@@ -74,7 +77,9 @@ def short_and_long() -> Dataset:
 
 
 def test_users_with_too_few_pairs_are_named():
-    with pytest.raises(ValueError, match=r"2 of 18 users .* fewer than the 8 pairs.*user '1-0' has 5.*drop_short_users"):
+    with pytest.raises(
+        ValueError, match=r"2 of 18 users .* fewer than the 8 pairs.*user '1-0' has 5.*drop_short_users"
+    ):
         select_users(short_and_long(), "train", required_pairs=8, drop=False)
 
 

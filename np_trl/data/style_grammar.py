@@ -33,7 +33,13 @@ OPENINGS = {
 }
 # formal -> steps in any order
 STEPS = {
-    True: ("obtain suitable tools", "consult the manual", "request assistance", "prepare the area", "proceed with care"),
+    True: (
+        "obtain suitable tools",
+        "consult the manual",
+        "request assistance",
+        "prepare the area",
+        "proceed with care",
+    ),
     False: ("grab some tools", "peek at the guide", "ask a buddy", "clear some space", "take it slow"),
 }
 # formal -> end of the last step
@@ -87,7 +93,8 @@ def detect_attributes(answer: str) -> tuple[int, ...]:
     body = answer.partition(":")[2]
     num_steps = len(_split_steps(body))
     formal, casual = (
-        sum(phrase in answer for phrase in (*OPENINGS[formal], *STEPS[formal], MANNERS[formal])) for formal in (True, False)
+        sum(phrase in answer for phrase in (*OPENINGS[formal], *STEPS[formal], MANNERS[formal]))
+        for formal in (True, False)
     )
     hedged, sure = (sum(answer.lower().count(adverb) for adverb in ADVERBS[hedged]) for hedged in (True, False))
     return (

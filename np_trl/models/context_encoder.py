@@ -52,7 +52,9 @@ class ContextEncoder(nn.Module):
         nn.init.normal_(self.empty_set, std=0.02)
         if self.config.memory_size:
             # an isometry where the code is wide enough, otherwise one in expectation
-            nn.init.orthogonal_(self.code.weight, gain=max(1.0, self.config.embed_size / self.config.memory_size) ** 0.5)
+            nn.init.orthogonal_(
+                self.code.weight, gain=max(1.0, self.config.embed_size / self.config.memory_size) ** 0.5
+            )
             nn.init.zeros_(self.gate.weight)
             nn.init.constant_(self.gate.bias, 0.5413)  # softplus(0.5413) = 1
             nn.init.eye_(self.memory.weight)

@@ -35,7 +35,9 @@ class FiLMGemmaModel(FiLMModelMixin, GemmaModel):
 
     def __init__(self, config: FiLMGemmaConfig):
         super().__init__(config)
-        self.layers = nn.ModuleList([FiLMGemmaDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList(
+            [FiLMGemmaDecoderLayer(config, index) for index in range(config.num_hidden_layers)]
+        )
         self.add_film(config)
         self.post_init()
 

@@ -44,7 +44,9 @@ class ContextConfigMixin:
     )
     eval_shuffled_contexts: list[int] | None = field(
         default=None,
-        metadata={"help": "Values of N_C at which another user's context is shown as a control. Default: the largest."},
+        metadata={
+            "help": "Values of N_C at which another user's context is shown as a control. Default: the largest."
+        },
     )
     eval_num_targets: int = field(
         default=20, metadata={"help": "Largest number of target pairs of a user in evaluation."}

@@ -162,7 +162,9 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         pairs = [pair for target in tasks["target"] for pair in target]
         disable_progress_bars()
         try:
-            tokenized = iter(super()._prepare_dataset(Dataset.from_list(pairs), processing_class, args, name).to_list())
+            tokenized = iter(
+                super()._prepare_dataset(Dataset.from_list(pairs), processing_class, args, name).to_list()
+            )
         finally:
             enable_progress_bars()
         return {**tasks, "target": [[next(tokenized) for _ in target] for target in tasks["target"]]}

@@ -1,0 +1,100 @@
+"""
+Evaluate a trained reward model or policy on other users: accuracy, likelihood and calibration for every number of
+context pairs, with another user's context as a control.
+
+```sh
+python examples/evaluate.py --model_name_or_path runs/np_reward --dataset_name test.parquet --output_dir runs/evaluation
+```
+
+A policy needs its reference policy (the base model it was trained from):
+
+```sh
+python examples/evaluate.py \
+    --model_name_or_path runs/np_dpo/merged \
+    --ref_model_name_or_path google/gemma-2b \
+    --dataset_name test.parquet \
+    --output_dir runs/evaluation
+```
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+
+
+sys.path.pop(0)  # this folder: its namesake would hide the library `evaluate`
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from trl import TrlParser  # noqa: E402
+
+from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer, load_policy  # noqa: E402
+from np_trl.data.loading import load_preferences  # noqa: E402
+
+
+@dataclass
+class ScriptArguments:
+    model_name_or_path: str = field(metadata={"help": "A trained NP-BTL reward model or NP-DPO policy."})
+    dataset_name: str = field(metadata={"help": "File (parquet, JSON lines, CSV) or dataset of users to evaluate on."})
+    output_dir: str = field(metadata={"help": "Where eval_results.json goes."})
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The reference policy of a policy: its base model."}
+    )
+    split: str = field(default="test", metadata={"help": "Split of a dataset that has several."})
+    num_contexts: list[int] = field(default_factory=lambda: [0, 1, 3, 5, 10], metadata={"help": "Values of N_C."})
+    num_targets: int = field(default=20, metadata={"help": "Largest number of target pairs of a user."})
+    drop_short_users: bool = field(default=False, metadata={"help": "Leave out users with too few pairs."})
+    beta: float = field(default=0.1, metadata={"help": "Temperature of the implicit reward of a policy."})
+    batch_size: int = field(default=32, metadata={"help": "Tasks at once."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draws of contexts and targets."})
+
+
+def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTrainer:
+    dataset = load_preferences(script_args.dataset_name, script_args.split)
+    path = script_args.model_name_or_path
+    training_args = {
+        "output_dir": script_args.output_dir,
+        "num_targets": 1,
+        "max_context": 0,
+        "eval_num_contexts": script_args.num_contexts,
+        "eval_num_targets": script_args.num_targets,
+        "drop_short_users": script_args.drop_short_users,
+        "per_device_eval_batch_size": script_args.batch_size,
+        "bf16": False,
+        "report_to": "none",
+        "seed": script_args.seed,
+    }
+    datasets = {"train_dataset": dataset, "eval_dataset": dataset}
+    if is_reward_model(path):
+        return NPRewardTrainer(path, args=NPRewardConfig(**training_args), **datasets)
+    if script_args.ref_model_name_or_path is None:
+        raise ValueError(
+            f"{path!r} is a policy, whose implicit reward needs the reference policy. Pass its base model as "
+            "`--ref_model_name_or_path`."
+        )
+    return NPDPOTrainer(
+        load_policy(path),
+        ref_model=AutoModelForCausalLM.from_pretrained(script_args.ref_model_name_or_path),
+        args=NPDPOConfig(**training_args, beta=script_args.beta),
+        processing_class=AutoTokenizer.from_pretrained(path),
+        **datasets,
+    )
+
+
+def is_reward_model(path: str) -> bool:
+    try:
+        return AutoConfig.from_pretrained(path).model_type == "np_reward"
+    except (OSError, ValueError):  # an adapter has no config of its own
+        return False
+
+
+def main(script_args: ScriptArguments) -> None:
+    trainer = build_trainer(script_args)
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    curve = {key: value for key, value in metrics.items() if key.startswith("eval_nc")}
+    trainer.accelerator.print(json.dumps(curve, indent=2))
+
+
+if __name__ == "__main__":
+    (script_args,) = TrlParser(ScriptArguments).parse_args_and_config()
+    main(script_args)

@@ -1,0 +1,86 @@
+"""
+Write for a user who is given by a few choices in a JSON file, `{"pairs": [{"prompt": ..., "chosen": ..., "rejected": ...}]}`.
+
+```sh
+python examples/generate.py --model_name_or_path runs/np_dpo_style/merged --user examples/users/formal_lists.json
+```
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+
+
+sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
+
+import torch  # noqa: E402
+from transformers import AutoTokenizer, set_seed  # noqa: E402
+from trl import TrlParser  # noqa: E402
+
+from np_trl import load_policy  # noqa: E402
+
+
+KEYS = ("prompt", "chosen", "rejected")
+
+
+@dataclass
+class ScriptArguments:
+    model_name_or_path: str = field(metadata={"help": "A trained policy: a merged one, or an adapter with FiLM."})
+    user: str | None = field(
+        default=None, metadata={"help": "JSON file with the choices of a user. Without it the base model writes."}
+    )
+    prompts: list[str] = field(
+        default_factory=lambda: ["How do I clean the bike?", "How do I tune the radio?"],
+        metadata={"help": "Prompts to answer."},
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "Largest number of tokens of an answer."})
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
+    top_p: float = field(default=0.95, metadata={"help": "Probability mass of nucleus sampling."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampling."})
+
+
+def read_pairs(path: str) -> list[dict]:
+    with open(path, encoding="utf-8") as file:
+        pairs = json.load(file)["pairs"]
+    for index, pair in enumerate(pairs):
+        missing = [key for key in KEYS if not pair.get(key)]
+        if missing:
+            raise ValueError(f"Pair {index} in {path!r} has no {missing}. Each pair needs non-empty {list(KEYS)}.")
+    return pairs
+
+
+@torch.no_grad()
+def infer_user(model, tokenizer, pairs: list[dict]) -> torch.Tensor:
+    if not pairs:  # a user without choices: one masked pair
+        size = model.config.context_config.embed_size
+        return model.infer_latents(torch.zeros(1, 1, 2, size), torch.zeros(1, 1, dtype=torch.bool))
+    context_embeds = model.embed_pairs(pairs, tokenizer)  # (1, C, 2, E)
+    return model.infer_latents(context_embeds, torch.ones(context_embeds.shape[:2], dtype=torch.bool))
+
+
+def main(script_args: ScriptArguments) -> None:
+    set_seed(script_args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path, padding_side="left")
+    model = load_policy(script_args.model_name_or_path).eval()
+    inputs = tokenizer(script_args.prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    users = {}
+    if script_args.user is not None:
+        latents = infer_user(model, tokenizer, read_pairs(script_args.user))  # (1, Z)
+        users["latents"] = latents.expand(len(script_args.prompts), -1)
+    outputs = model.generate(
+        **inputs,
+        **users,
+        do_sample=True,
+        temperature=script_args.temperature,
+        top_p=script_args.top_p,
+        top_k=0,
+        max_new_tokens=script_args.max_new_tokens,
+    )
+    answers = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    for prompt, answer in zip(script_args.prompts, answers, strict=True):
+        print(f"\n{prompt}\n{answer}")
+
+
+if __name__ == "__main__":
+    (script_args,) = TrlParser(ScriptArguments).parse_args_and_config()
+    main(script_args)

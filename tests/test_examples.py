@@ -1,0 +1,110 @@
+"""The examples, end to end, in small."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from peft import LoraConfig
+from trl import TrlParser
+
+from np_trl import NPDPOConfig, NPDPOTrainer
+
+from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_gemma, tiny_tokenizer
+
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(script: str, *arguments, cwd) -> str:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def results(path) -> dict:
+    return json.loads((path / "eval_results.json").read_text())
+
+
+def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
+    config = EXAMPLES / "configs" / "np_dpo_style.yaml"
+    small = "--num_train_users 32 --num_eval_users 16 --reward_steps 20 --max_steps 4 --mixed_dpo_steps 2".split()
+    printed = run("np_dpo.py", "--config", config, *small, "--per_device_train_batch_size", 4, cwd=tmp_path)
+    metrics = results(tmp_path / "runs" / "np_dpo_style")
+    for key in (
+        "eval_nc0_accuracy", "eval_nc10_accuracy", "eval_nc10_accuracy_se", "eval_nc10_nll", "eval_nc10_bayes_accuracy",
+        "eval_nc10_worst_decile_accuracy", "eval_nc10_worst_style_accuracy", "eval_nc10_shuffled_accuracy",
+        "eval_nc10_steering_accuracy", "eval_nc10_grammatical", "eval_base_grammatical", "eval_btl_dpo_accuracy",
+        "eval_reward_nc10_accuracy",
+    ):  # fmt: skip
+        assert 0 <= metrics[key] <= 5, key
+    assert metrics["eval_base_grammatical"] > 0.95
+    assert printed.count("to a user who chose") == 4
+    merged = tmp_path / "runs" / "np_dpo_style" / "merged"
+    for path in (merged, merged.parent):  # the merged policy, and the adapter
+        for user in ("formal_lists", "casual_prose"):
+            printed = run(
+                "generate.py",
+                "--model_name_or_path",
+                path,
+                "--user",
+                EXAMPLES / "users" / f"{user}.json",
+                cwd=tmp_path,
+            )
+            assert "How do I clean the bike?" in printed
+
+
+def test_the_reward_example_prints_all_models_and_the_limit(tmp_path):
+    config = EXAMPLES / "configs" / "np_reward_example_4_1.yaml"
+    printed = run("np_reward.py", "--config", config, "--max_steps", 20, cwd=tmp_path)
+    metrics = results(tmp_path / "runs" / "np_reward_example_4_1")
+    assert metrics["eval_nc1_bayes_accuracy"] == 0.875
+    assert {"eval_btl_accuracy", "eval_dpl_accuracy", "eval_nc10_shuffled_accuracy"} <= metrics.keys()
+    assert all(name in printed for name in ("NP-BTL", "BTL", "DPL", "Bayes limit"))
+
+
+def test_a_reward_model_is_trained_and_evaluated_on_files(tmp_path):
+    embedded_rows().to_parquet(tmp_path / "train.parquet")
+    embedded_rows(seed=1).to_json(tmp_path / "test.jsonl")
+    sizes = "--hidden_size 16 --latent_size 16 --memory_size 8 --num_targets 6 --max_context 6 --max_steps 5".split()
+    files = "--dataset_name train.parquet --eval_dataset_name test.jsonl --output_dir reward --report_to none".split()
+    run("np_reward.py", *files, *sizes, cwd=tmp_path)
+    command = "--model_name_or_path reward --dataset_name test.jsonl --output_dir again --seed 42".split()
+    run("evaluate.py", *command, cwd=tmp_path)
+    assert results(tmp_path / "again")["eval_nc3_accuracy"] == results(tmp_path / "reward")["eval_nc3_accuracy"]
+
+
+def test_a_policy_is_evaluated_against_its_reference(tmp_path):
+    trainer = NPDPOTrainer(
+        tiny_gemma(tmp_path / "base"),
+        args=dpo_config(tmp_path / "policy", eval_num_contexts=[0, 2], eval_num_targets=20),
+        train_dataset=style_rows(),
+        eval_dataset=style_rows(seed=1),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(target_modules=["q_proj"], layers_to_transform=[1, 2], task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    expected = trainer.evaluate()
+    trainer.model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    tiny_tokenizer().save_pretrained(tmp_path / "merged")
+    style_rows(seed=1).to_parquet(tmp_path / "test.parquet")
+    command = "--model_name_or_path merged --ref_model_name_or_path base --dataset_name test.parquet --output_dir out"
+    run("evaluate.py", *command.split(), *"--num_contexts 0 2 --seed 42".split(), cwd=tmp_path)
+    assert results(tmp_path / "out")["eval_nc2_accuracy"] == pytest.approx(expected["eval_nc2_accuracy"], abs=1e-6)
+
+
+def test_unknown_arguments_fail(tmp_path):
+    (tmp_path / "config.yaml").write_text("output_dir: out\nbf16: false\nuse_cpu: true\nnumber_of_targets: 3\n")
+    with pytest.raises(ValueError, match="number_of_targets"):
+        TrlParser(NPDPOConfig).parse_args_and_config(["--config", str(tmp_path / "config.yaml")])
+
+
+def test_a_user_file_without_completions_is_refused(tmp_path):
+    (tmp_path / "user.json").write_text(json.dumps({"pairs": [{"prompt": "How?", "chosen": "so"}]}))
+    tiny_gemma(tmp_path / "base")
+    command = [sys.executable, str(EXAMPLES / "generate.py"), "--model_name_or_path", "base", "--user", "user.json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0 and "Pair 0 in 'user.json' has no ['rejected']" in result.stderr
