@@ -76,4 +76,4 @@ def test_every_public_name_exists():
     for name in np_trl.__all__:
         assert getattr(np_trl, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'NPPPOTrainer'"):
-        np_trl.NPPPOTrainer
+        np_trl.__getattr__("NPPPOTrainer")

@@ -1,5 +1,6 @@
 """What the two trainers share: users become tasks at the dataloader, and evaluation runs over numbers of contexts."""
 
+import textwrap
 from collections import defaultdict
 
 import torch
@@ -20,6 +21,18 @@ class ContextualTrainerMixin:
     TRL sees flat rows, in their order, so its tokenisation, precomputed reference log-probs and cache work unchanged.
     Tasks exist from the dataloader on: items are users, and the [`ContextualCollator`] draws their sets.
     """
+
+    _paper = {
+        "title": "Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes",
+        "id": "2412.13998",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{kobalczyk2025fewshot,
+                title        = {{Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes}},
+                author       = {Katarzyna Kobalczyk and Claudio Fanconi and Hao Sun and Mihaela van der Schaar},
+                year         = 2025,
+            }"""),
+    }
 
     # margins of the last batch: log-odds of each chosen option, (P,)
     _margins: torch.Tensor

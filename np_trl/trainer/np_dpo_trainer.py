@@ -1,7 +1,6 @@
 """NP-DPO (eq. 8 and 24 of the paper) on TRL's DPO trainer."""
 
 import copy
-import textwrap
 
 import torch
 from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars
@@ -70,17 +69,6 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
 
     _tag_names = ["trl", "np-dpo"]
     _name = "NP-DPO"
-    _paper = {
-        "title": "Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes",
-        "id": "2412.13998",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{kobalczyk2025fewshot,
-                title        = {{Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes}},
-                author       = {Katarzyna Kobalczyk and Claudio Fanconi and Hao Sun and Mihaela van der Schaar},
-                year         = 2025,
-            }"""),
-    }
 
     def __init__(
         self,

@@ -1,7 +1,5 @@
 """NP-BTL training (Algorithm 1 of the paper) on TRL's reward trainer."""
 
-import textwrap
-
 import torch
 from datasets import IterableDataset
 from tokenizers import Tokenizer
@@ -43,17 +41,6 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
 
     _tag_names = ["trl", "np-btl"]
     _name = "NP-BTL"
-    _paper = {
-        "title": "Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes",
-        "id": "2412.13998",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{kobalczyk2025fewshot,
-                title        = {{Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes}},
-                author       = {Katarzyna Kobalczyk and Claudio Fanconi and Hao Sun and Mihaela van der Schaar},
-                year         = 2025,
-            }"""),
-    }
 
     def __init__(
         self,
