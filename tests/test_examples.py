@@ -44,17 +44,10 @@ def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
     assert metrics["eval_base_grammatical"] > 0.95
     assert printed.count("to a user who chose") == 4
     merged = tmp_path / "runs" / "np_dpo_style" / "merged"
-    for path in (merged, merged.parent):  # the merged policy, and the adapter
-        for user in ("formal_lists", "casual_prose"):
-            printed = run(
-                "generate.py",
-                "--model_name_or_path",
-                path,
-                "--user",
-                EXAMPLES / "users" / f"{user}.json",
-                cwd=tmp_path,
-            )
-            assert "How do I clean the bike?" in printed
+    # the merged policy, and the adapter
+    for path, user in ((merged, "formal_lists"), (merged.parent, "casual_prose")):
+        choices = EXAMPLES / "users" / f"{user}.json"
+        assert "How do I clean the bike?" in run("generate.py", "--model_name_or_path", path, "--user", choices, cwd=tmp_path)
 
 
 def test_the_reward_example_prints_all_models_and_the_limit(tmp_path):
