@@ -50,6 +50,9 @@ EXAMPLE = "style_population"
 
 @dataclass
 class ScriptArguments:
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads. `accelerate launch` gives a process one if this is not set."}
+    )
     dataset_name: str = field(
         default=EXAMPLE,
         metadata={
@@ -275,6 +278,8 @@ def save_merged(trainer: NPDPOTrainer, output_dir: str) -> None:
 
 
 def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: ModelConfig) -> None:
+    if script_args.num_threads is not None:
+        torch.set_num_threads(script_args.num_threads)
     is_example = script_args.dataset_name == EXAMPLE
     base = model_args.model_name_or_path or str(HERE / "style_gemma")
     num_context = max(training_args.eval_num_contexts)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
 
+import torch  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
 from np_trl import NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer  # noqa: E402
@@ -41,6 +42,9 @@ EXAMPLE = "example_4_1"
 
 @dataclass
 class ScriptArguments:
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads. `accelerate launch` gives a process one if this is not set."}
+    )
     dataset_name: str = field(
         default=EXAMPLE,
         metadata={
@@ -110,6 +114,8 @@ def print_table(metrics: dict, num_contexts: list[int]) -> None:
 
 
 def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: ModelArguments) -> None:
+    if script_args.num_threads is not None:
+        torch.set_num_threads(script_args.num_threads)
     if script_args.dataset_name == EXAMPLE:
         train_dataset = piecewise_population(num_users=4000, pairs_per_user=40, seed=2 * training_args.seed)
         eval_dataset = piecewise_population(num_users=2000, pairs_per_user=30, seed=2 * training_args.seed + 1)

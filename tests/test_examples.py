@@ -32,7 +32,9 @@ def results(path) -> dict:
 def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
     config = EXAMPLES / "configs" / "np_dpo_style.yaml"
     small = "--num_train_users 32 --num_eval_users 16 --reward_steps 20 --max_steps 4 --mixed_dpo_steps 2".split()
-    printed = run("np_dpo.py", "--config", config, *small, "--per_device_train_batch_size", 4, cwd=tmp_path)
+    printed = run(
+        "np_dpo.py", "--config", config, *small, "--per_device_train_batch_size", 4, "--num_threads", 1, cwd=tmp_path
+    )
     metrics = results(tmp_path / "runs" / "np_dpo_style")
     for key in (
         "eval_nc0_accuracy", "eval_nc10_accuracy", "eval_nc10_accuracy_se", "eval_nc10_nll", "eval_nc10_bayes_accuracy",
@@ -47,12 +49,14 @@ def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
     # the merged policy, and the adapter
     for path, user in ((merged, "formal_lists"), (merged.parent, "casual_prose")):
         choices = EXAMPLES / "users" / f"{user}.json"
-        assert "How do I clean the bike?" in run("generate.py", "--model_name_or_path", path, "--user", choices, cwd=tmp_path)
+        assert "How do I clean the bike?" in run(
+            "generate.py", "--model_name_or_path", path, "--user", choices, cwd=tmp_path
+        )
 
 
 def test_the_reward_example_prints_all_models_and_the_limit(tmp_path):
     config = EXAMPLES / "configs" / "np_reward_example_4_1.yaml"
-    printed = run("np_reward.py", "--config", config, "--max_steps", 20, cwd=tmp_path)
+    printed = run("np_reward.py", "--config", config, "--max_steps", 20, "--num_threads", 1, cwd=tmp_path)
     metrics = results(tmp_path / "runs" / "np_reward_example_4_1")
     assert metrics["eval_nc1_bayes_accuracy"] == 0.875
     assert {"eval_btl_accuracy", "eval_dpl_accuracy", "eval_nc10_shuffled_accuracy"} <= metrics.keys()
