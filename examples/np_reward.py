@@ -84,9 +84,10 @@ def build_model(model_args: ModelArguments, embed_size: int, **kwargs) -> NPRewa
 
 
 def add_baselines(metrics: dict, trainer: NPRewardTrainer, model_args: ModelArguments) -> None:
-    """Train BTL and DPL, which know no users and need no context, with the same data and arguments."""
+    """Train BTL and DPL, which know no users and need no context, with the same data."""
     args = copy.copy(trainer.args)
     args.max_context, args.eval_num_contexts, args.eval_shuffled_contexts = 0, [0], []
+    args.max_steps = min(args.max_steps, 300)  # there is no context to learn to read
     for name, head in (("btl", "bradley_terry"), ("dpl", "mean_variance")):
         model = build_model(model_args, trainer.model.config.embed_size, conditional=False, head=head)
         baseline = NPRewardTrainer(

@@ -233,3 +233,13 @@ def test_plain_weights_log_what_is_new(tmp_path):
     )
     assert info["missing_keys"]
     assert all(name.startswith(("model.film.", "model.context_encoder.")) for name in info["missing_keys"])
+
+
+def test_a_model_built_from_its_config_starts_as_the_identity():
+    config = FiLMGemmaConfig(
+        vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=4, context_config=CONTEXT_CONFIG,
+    )  # fmt: skip
+    model = FiLMGemmaForCausalLM(config).eval()
+    assert torch.equal(model(tokens(2) % 500, latents=users(2)).logits, model(tokens(2) % 500).logits)
+    torch.testing.assert_close(model.model.context_encoder.memory.weight, torch.eye(CONTEXT_CONFIG["memory_size"]))

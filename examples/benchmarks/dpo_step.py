@@ -109,7 +109,7 @@ def build_trainer(kind: str, base: str) -> DPOTrainer:
 
 def step(trainer: DPOTrainer, batch: dict) -> float:
     start = time.perf_counter()
-    trainer.training_step(trainer.model, dict(batch))
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
     return time.perf_counter() - start

@@ -51,7 +51,7 @@ def build_trainer(path: str) -> NPRewardTrainer:
 
 
 def step(trainer: NPRewardTrainer, batch: dict) -> None:
-    trainer.training_step(trainer.model, dict(batch))
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
 

@@ -99,7 +99,17 @@ class FiLMDecoderLayerMixin:
         return modulate(super().forward(hidden_states, *args, **kwargs), film)
 
 
-class FiLMModelMixin:
+class FiLMInitMixin:
+    """Mix into a model that holds a [`ContextEncoder`] and [`FiLM`], which initialise themselves."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (ContextEncoder, FiLM)):
+            module.reset_parameters()
+
+
+class FiLMModelMixin(FiLMInitMixin):
     """Mix into a backbone whose layers have [`FiLMDecoderLayerMixin`]. The class calls `add_film` when it is built."""
 
     _keep_in_fp32_modules_strict = ["context_encoder", "film"]
@@ -187,7 +197,7 @@ class FiLMModelMixin:
             )
 
 
-class FiLMForCausalLMMixin:
+class FiLMForCausalLMMixin(FiLMInitMixin):
     """Mix into a causal LM whose `model` has [`FiLMModelMixin`]."""
 
     def forward(

@@ -1,13 +1,11 @@
 """Gemma with FiLM: the mixins of `film.py` on the classes of transformers (App. C.2.2 of the paper)."""
 
-import torch
 from torch import nn
 from transformers import GemmaForCausalLM, GemmaModel
 from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaDecoderLayer
 
 from .configuration_film_gemma import FiLMGemmaConfig
-from .context_encoder import ContextEncoder
-from .film import FiLM, FiLMAttentionMixin, FiLMDecoderLayerMixin, FiLMForCausalLMMixin, FiLMModelMixin
+from .film import FiLMAttentionMixin, FiLMDecoderLayerMixin, FiLMForCausalLMMixin, FiLMModelMixin
 
 
 class FiLMGemmaAttention(FiLMAttentionMixin, GemmaAttention):
@@ -41,12 +39,6 @@ class FiLMGemmaModel(FiLMModelMixin, GemmaModel):
         self.add_film(config)
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, (ContextEncoder, FiLM)):
-            module.reset_parameters()
-
 
 class FiLMGemmaForCausalLM(FiLMForCausalLMMixin, GemmaForCausalLM):
     """
@@ -66,7 +58,6 @@ class FiLMGemmaForCausalLM(FiLMForCausalLMMixin, GemmaForCausalLM):
 
     config_class = FiLMGemmaConfig
     _no_split_modules = ["FiLMGemmaDecoderLayer"]
-    _init_weights = FiLMGemmaModel._init_weights
 
     def __init__(self, config: FiLMGemmaConfig):
         super().__init__(config)
