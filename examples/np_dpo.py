@@ -68,6 +68,7 @@ class ScriptArguments:
             "help": "Steps of NP-BTL on the same embeddings, whose context encoder NP-DPO starts from. 0: none."
         },
     )
+    reward_learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of that NP-BTL model."})
     mixed_dpo_steps: int = field(
         default=0, metadata={"help": "Steps of plain DPO on the mixture of all users, for comparison. 0: none."}
     )
@@ -99,7 +100,7 @@ def build_peft_config(model_args: ModelConfig, trainer_model: str, training_args
     return peft_config
 
 
-def train_context_encoder(trainer: NPDPOTrainer, steps: int) -> dict[str, float]:
+def train_context_encoder(trainer: NPDPOTrainer, steps: int, learning_rate: float) -> dict[str, float]:
     """Train NP-BTL on the embeddings of the policy's options and start the policy from its context encoder."""
     args, context_config = trainer.args, trainer.model.config.context_config
     reward_args = NPRewardConfig(
@@ -107,7 +108,7 @@ def train_context_encoder(trainer: NPDPOTrainer, steps: int) -> dict[str, float]
         max_steps=steps,
         warmup_steps=steps // 10,
         lr_scheduler_type="cosine",
-        learning_rate=4e-3,
+        learning_rate=learning_rate,
         num_targets=5,
         max_context=max(args.eval_num_contexts),
         context_in_target=False,
@@ -301,7 +302,9 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
         quantization_config=get_quantization_config(model_args),
         peft_config=copy.deepcopy(peft_config),
     )
-    metrics = train_context_encoder(trainer, script_args.reward_steps) if script_args.reward_steps else {}
+    metrics = {}
+    if script_args.reward_steps:
+        metrics |= train_context_encoder(trainer, script_args.reward_steps, script_args.reward_learning_rate)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     metrics |= trainer.evaluate()
     if script_args.mixed_dpo_steps:

@@ -61,7 +61,9 @@ class ModelArguments:
     hidden_size: int = field(default=256, metadata={"help": "Width of the reward head and of the context encoder."})
     latent_size: int = field(default=256, metadata={"help": "Size Z of the latent, the memory channel included."})
     memory_size: int = field(default=128, metadata={"help": "Size of the memory channel. 0 turns it off."})
-    pooling: str = field(default="sum", metadata={"help": "How context pairs are pooled: sum, mean or attention."})
+    pooling: str = field(
+        default="sum", metadata={"help": "How context pairs are pooled: sum, mean, attention or posterior."}
+    )
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the standardised embeddings."})
 
 

@@ -15,6 +15,7 @@ VARIANTS = [
     {},
     {"pooling": "mean"},
     {"pooling": "attention"},
+    {"pooling": "posterior", "memory_size": 0},
     {"memory_size": 0},
     {"latent_distribution": "gaussian"},
     # the paper's eq. 5 and eq. 21
@@ -55,6 +56,17 @@ def test_memory_starts_as_the_sum_of_differences():
     difference = ((embeds[:, :, 0] - embeds[:, :, 1]) * mask.unsqueeze(-1)).sum(dim=1)
     memory = encoder(embeds, mask)[:, -CONTEXT_CONFIG["memory_size"] :]
     torch.testing.assert_close(memory, encoder.code(difference), rtol=1e-4, atol=1e-4)
+
+
+def test_posterior_pooling_is_bayes_rule():
+    encoder = tiny_context_encoder(pooling="posterior", memory_size=0)
+    odds = torch.tensor([[[0.9, 0.5], [0.9, 0.5]], [[0.2, 0.8], [0.9, 0.9]]])  # (users, pairs, types)
+    mask = torch.tensor([[[True], [True]], [[True], [False]]])
+    with torch.no_grad():
+        encoder.empty_set = torch.nn.Parameter(torch.tensor([0.25, 0.75]).log())
+        posterior = encoder._pool_posterior(odds.logit(), mask)[:, :2] / 2
+    joint = torch.tensor([[0.25 * 0.9 * 0.9, 0.75 * 0.5 * 0.5], [0.25 * 0.2, 0.75 * 0.8]])
+    torch.testing.assert_close(posterior, joint / joint.sum(dim=1, keepdim=True))
 
 
 def test_gaussian_latents_are_sampled_in_training_only():

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GemmaForCausalLM
 from np_trl import FiLMGemmaConfig, FiLMGemmaForCausalLM
 from np_trl.models.configuration_film_gemma import FILM_SITES
 
-from .testing_utils import CONTEXT_CONFIG, tiny_gemma, tiny_policy, tiny_tokenizer
+from .testing_utils import CONTEXT_CONFIG, tiny_gemma, tiny_policy, tiny_tokenizer, toy_context
 
 
 LATENT_SIZE = CONTEXT_CONFIG["latent_size"]
@@ -208,11 +208,29 @@ def test_pairs_of_text_are_embedded_as_tokens_are(tmp_path):
     torch.testing.assert_close(context[0, 1, 1], model.embed_options(rows, torch.ones_like(rows), completion)[0])
 
 
-@pytest.mark.parametrize("shape", [(2, LATENT_SIZE), (3, LATENT_SIZE + 1), (1, LATENT_SIZE), (LATENT_SIZE,)])
-def test_latents_of_a_wrong_shape_are_refused(tmp_path, shape):
+@pytest.mark.parametrize("method", ["forward", "generate"])
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((2, LATENT_SIZE), r"`latents` has 2 rows, but this batch has 3"),
+        ((1, LATENT_SIZE), r"`latents` has 1 rows.*latents.expand\(3, -1\)"),
+        ((3, LATENT_SIZE + 1), rf"`latents` has shape .*takes \(rows, {LATENT_SIZE}\)"),
+        ((LATENT_SIZE,), rf"`latents` has shape .*takes \(rows, {LATENT_SIZE}\)"),
+    ],
+)
+def test_latents_of_a_wrong_shape_are_refused(tmp_path, method, shape, message):
     model = tiny_policy(tmp_path)
-    with pytest.raises(ValueError, match=rf"`latents` has shape .*needs \(3, {LATENT_SIZE}\)"):
-        model(tokens(3), latents=torch.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        getattr(model, method)(tokens(3), latents=torch.zeros(shape))
+
+
+def test_generate_modulates_once_for_all_tokens(tmp_path):
+    model, calls = tiny_policy(tmp_path), []
+    model.model.film.register_forward_hook(lambda *_: calls.append(1))
+    context = toy_context(users=3, pairs=4, embed_size=32)
+    written = model.generate(tokens(3), context_embeds=context[0], context_mask=context[1], max_new_tokens=6)
+    assert len(calls) == 1
+    assert torch.equal(written, model.generate(tokens(3), latents=model.infer_latents(*context), max_new_tokens=6))
 
 
 def test_unknown_arguments_of_generate_are_refused(tmp_path):

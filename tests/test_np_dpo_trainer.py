@@ -201,9 +201,17 @@ def test_several_evaluation_sets_and_metrics_of_ones_own(tmp_path):
     assert metrics["eval_near_loss"] != metrics["eval_far_loss"]
 
 
-def test_evaluation_margins_are_those_of_trl(tmp_path):
+@pytest.mark.parametrize("ld_alpha", [None, 0.5])
+def test_evaluation_margins_are_those_of_trl(tmp_path, ld_alpha):
     """Fails when TRL changes how implicit rewards are computed."""
-    trainer = build(tmp_path, eval_dataset=style_rows(seed=1), max_steps=5, eval_num_contexts=[2], eval_num_targets=4)
+    trainer = build(
+        tmp_path,
+        eval_dataset=style_rows(seed=1),
+        max_steps=5,
+        eval_num_contexts=[2],
+        eval_num_targets=4,
+        ld_alpha=ld_alpha,
+    )
     trainer.train()
     captured = []
     trainer._user_metrics = lambda prediction: captured.append(prediction.predictions) or {}

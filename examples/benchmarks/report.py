@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 
-def save_report(name: str, figures: dict, seed: int) -> None:
+def save_report(name: str, figures: dict[str, float], **facts) -> None:
+    """Print `figures`, and save them with `facts`, such as the seed, as `results/{name}.json`."""
     report = {
-        "command": " ".join(["python", f"examples/benchmarks/{name}.py", *sys.argv[1:]]),
-        "seed": seed,
+        "command": " ".join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        **facts,
         "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft", "datasets")},
         "machine": {
             "cpu": platform.machine(),

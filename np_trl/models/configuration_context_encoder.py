@@ -5,7 +5,7 @@ from transformers import PreTrainedConfig
 
 
 PAIR_FEATURES = ("difference_sum", "concatenation")
-POOLINGS = ("sum", "mean", "attention")
+POOLINGS = ("sum", "mean", "attention", "posterior")
 LATENT_DISTRIBUTIONS = ("deterministic", "gaussian")
 
 
@@ -31,7 +31,10 @@ class ContextEncoderConfig(PreTrainedConfig):
             How a pair enters: `"difference_sum"` ([phi(w) - phi(l), phi(w) + phi(l)]) or `"concatenation"`
             ([phi(w), phi(l)], eq. 5).
         pooling (`str`, *optional*, defaults to `"sum"`):
-            How pairs are pooled: `"sum"`, `"mean"` (eq. 5) or `"attention"` (self-attention, then the sum; eq. 21).
+            How pairs are pooled: `"sum"`, `"mean"` (eq. 5), `"attention"` (self-attention, then the sum; eq. 21) or
+            `"posterior"`: the sum beside a softmax of summed log-likelihoods, the posterior over `hidden_size` learned
+            types of users. The last suits populations of few types; use it with `memory_size=0` (a reward that the
+            memory already explains half well leaves the types no reason to form) and a high learning rate.
         linear_skip (`bool`, *optional*, defaults to `True`):
             Whether a linear map runs beside every MLP.
         latent_distribution (`str`, *optional*, defaults to `"deterministic"`):

@@ -34,7 +34,8 @@ class ContextEncoder(nn.Module):
         if config.pooling == "attention":
             self.attention = nn.MultiheadAttention(hidden_size, num_heads=8, batch_first=True)
         num_moments = 2 if config.latent_distribution == "gaussian" else 1
-        self.set_encoder = SkipMLP(hidden_size, hidden_size, num_moments * set_size, config.linear_skip)
+        pooled_size = hidden_size * (2 if config.pooling == "posterior" else 1)
+        self.set_encoder = SkipMLP(pooled_size, hidden_size, num_moments * set_size, config.linear_skip)
         if config.memory_size:
             self.code = nn.Linear(config.embed_size, config.memory_size, bias=False)
             self.gate = nn.Linear(hidden_size, 1)
@@ -93,6 +94,8 @@ class ContextEncoder(nn.Module):
         return self.pair_encoder(torch.cat([chosen, rejected], dim=-1))
 
     def _pool(self, pairs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.config.pooling == "posterior":
+            return self._pool_posterior(pairs, mask)
         counts = mask.sum(dim=1)  # (U, 1)
         if self.config.pooling == "attention":
             absent = ~mask.squeeze(-1) & (counts > 0)  # (U, C); attention over nothing would be NaN
@@ -101,6 +104,12 @@ class ContextEncoder(nn.Module):
         if self.config.pooling == "mean":
             pooled = pooled / counts.clamp_min(1)
         return torch.where(counts > 0, pooled, self.empty_set.to(pooled.dtype))
+
+    def _pool_posterior(self, pairs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Bayes' rule, every hidden unit a type of user: the empty set is the log-prior, a pair gives log-likelihoods."""
+        log_likelihood = (nn.functional.logsigmoid(pairs) * mask).sum(dim=1)  # (U, hidden)
+        posterior = (self.empty_set + log_likelihood).softmax(dim=-1) * log_likelihood.shape[-1]  # 1 on average
+        return torch.cat([posterior, (pairs * mask).sum(dim=1)], dim=-1)  # (U, 2 * hidden)
 
     def _sample(self, moments: torch.Tensor) -> torch.Tensor:
         if self.config.latent_distribution == "deterministic":

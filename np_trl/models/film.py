@@ -133,6 +133,7 @@ class FiLMModelMixin(FiLMInitMixin):
         context_embeds: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
+        film: torch.Tensor | None = None,
         **kwargs,
     ):
         """
@@ -148,18 +149,49 @@ class FiLMModelMixin(FiLMInitMixin):
                 The users' context sets, instead of `latents`.
             context_index (`torch.LongTensor` of shape `(B,)`, *optional*):
                 The user of each row. Not needed when there is one user a row, in order.
+            film (`torch.Tensor` of shape `(B, L, 2, H)`, *optional*):
+                What `infer_film` returns for the users, instead of all the above, where it serves several calls.
 
         Raises:
-            `ValueError`: if `latents` are not one row of size Z for each row of the batch.
+            `ValueError`: if `latents` are not of size Z, or not one for each row of the batch.
+        """
+        if film is None:
+            film = self.infer_film(latents, context_embeds, context_mask, context_index)
+        if film is not None:
+            inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+            _check_rows(film, batch_size=inputs.shape[0])
+            kwargs["film"] = film
+        return super().forward(input_ids, *args, **kwargs)
+
+    def infer_film(
+        self,
+        latents: torch.Tensor | None = None,
+        context_embeds: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        context_index: torch.LongTensor | None = None,
+    ) -> torch.Tensor | None:
+        """
+        Compute the modulation of every layer for the users given by `latents` or by their context sets, which are those
+        of [`FiLMModelMixin.forward`].
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, 2, H)`; `None` without users.
+
+        Raises:
+            `ValueError`: if `latents` are not of size Z.
         """
         if latents is None and context_embeds is not None:
             latents = self.infer_latents(context_embeds, context_mask)  # (U, Z)
             latents = latents if context_index is None else latents[context_index]  # (B, Z)
-        if latents is not None:
-            inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            self._check_latents(latents, batch_size=inputs.shape[0])
-            kwargs["film"] = self.film(latents)  # (B, L, 2, H)
-        return super().forward(input_ids, *args, **kwargs)
+        if latents is None:
+            return None
+        latent_size = self.config.context_config.latent_size
+        if latents.dim() != 2 or latents.shape[1] != latent_size:
+            raise ValueError(
+                f"`latents` has shape {tuple(latents.shape)}, but this model takes (rows, {latent_size}): one latent a "
+                "row. Infer them with this model's `infer_latents`."
+            )
+        return self.film(latents)
 
     @torch.no_grad()
     def embed_options(
@@ -188,13 +220,13 @@ class FiLMModelMixin(FiLMInitMixin):
         weights = completion_mask.unsqueeze(-1).to(hidden_states)
         return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
 
-    def _check_latents(self, latents: torch.Tensor, batch_size: int) -> None:
-        expected = (batch_size, self.config.context_config.latent_size)
-        if latents.shape != expected:
-            raise ValueError(
-                f"`latents` has shape {tuple(latents.shape)}, but this batch needs {expected}: one latent a row. For "
-                f"one user in every row, pass `latents.expand({expected[0]}, -1)`."
-            )
+
+def _check_rows(film: torch.Tensor, batch_size: int) -> None:
+    if film.shape[0] != batch_size:
+        raise ValueError(
+            f"`latents` has {film.shape[0]} rows, but this batch has {batch_size}: one latent a row. For one user in "
+            f"every row, pass `latents.expand({batch_size}, -1)`."
+        )
 
 
 class FiLMForCausalLMMixin(FiLMInitMixin):
@@ -209,6 +241,7 @@ class FiLMForCausalLMMixin(FiLMInitMixin):
         context_embeds: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
+        film: torch.Tensor | None = None,
         **kwargs,
     ):
         """Run the language model for the users given by `latents` or by a context: [`FiLMModelMixin.forward`]."""
@@ -217,8 +250,27 @@ class FiLMForCausalLMMixin(FiLMInitMixin):
             "context_embeds": context_embeds,
             "context_mask": context_mask,
             "context_index": context_index,
+            "film": film,
         }
         return super().forward(input_ids, attention_mask, *args, **users, **kwargs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        *args,
+        latents: torch.Tensor | None = None,
+        context_embeds: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        context_index: torch.LongTensor | None = None,
+        **kwargs,
+    ):
+        """
+        Generate for the users given by `latents` or by a context ([`FiLMModelMixin.forward`]), one user a prompt.
+
+        Everything else is [`~transformers.GenerationMixin.generate`]. The modulation is computed once, not for every token.
+        """
+        film = self.model.infer_film(latents, context_embeds, context_mask, context_index)
+        return super().generate(*args, **kwargs, film=film)
 
     def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
         """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""

@@ -43,7 +43,8 @@ class Standardizer(nn.Module):
         self.scale.copy_(torch.where(constant, torch.ones_like(std), 1 / std.clamp_min(1e-12)))
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
-        return (embeds.to(self.mean) - self.mean) * self.scale
+        # one new tensor, whatever the dtype of the embeddings
+        return (embeds - self.mean).to(self.mean).mul_(self.scale)
 
 
 class SkipMLP(nn.Module):

@@ -195,7 +195,10 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
 
         def forward(**kwargs):
             outputs = model(**kwargs)
-            chosen, rejected = outputs.log_probs.detach().sum(dim=1).chunk(2)
+            log_probs = outputs.log_probs.detach()  # (2P, T - 1)
+            if self.ld_alpha is not None:
+                log_probs = log_probs * _length_weights(inputs["completion_mask"][:, 1:], self.ld_alpha)
+            chosen, rejected = log_probs.sum(dim=1).chunk(2)
             margins = (chosen - inputs["ref_chosen_logps"]) - (rejected - inputs["ref_rejected_logps"])
             self._margins = self.beta * margins
             return outputs
@@ -242,6 +245,12 @@ def _create_model(path: str, args: NPDPOConfig, train_dataset, quantization_conf
         embed_size = check_embeddings(train_dataset, "train")
         film_kwargs["context_config"] = {"embed_size": embed_size, **film_kwargs.get("context_config", {})}
     return create_policy(path, film_kwargs, **model_kwargs)
+
+
+def _length_weights(completion_mask: torch.Tensor, ld_alpha: float) -> torch.Tensor:
+    """Weight `ld_alpha` where a completion is longer than the other of its pair, else 1 (LD-DPO), `(2P, T)`."""
+    shared = torch.stack(completion_mask.sum(dim=1).chunk(2)).amin(dim=0).repeat(2)  # (2P,)
+    return torch.where(completion_mask.cumsum(dim=1) > shared.unsqueeze(1), ld_alpha, 1.0)
 
 
 def _with_np_modules(peft_config: PeftConfig | None) -> PeftConfig | None:
