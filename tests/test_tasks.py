@@ -1,3 +1,5 @@
+from collections import defaultdict
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -95,16 +97,25 @@ def test_evaluation_contexts_are_nested_and_never_among_the_targets():
         assert [len(context) for context in own] == [0, 1, 4] and own[1] == own[2][:1]
 
 
-def test_the_shuffled_control_shows_the_context_of_somebody_else():
+def test_the_shuffled_control_shows_the_contexts_of_others():
     own, control = evaluation(), evaluation(shuffled=True)
     contexts = {draw(own[item])[0]: draw(own[item])[1] for item in range(14, 21)}
-    borrowed = {}
-    for item in range(14, 21):
+    targets = {draw(own[item])[0]: draw(own[item])[2] for item in range(14, 21)}
+    shown, strangers = defaultdict(list), defaultdict(list)
+    for item in range(2 * 7 * 4, len(control)):  # of N_C = 4
         user, context, target = draw(control[item])
-        assert target == draw(own[item])[2]
-        borrowed[user] = [owner for owner, pairs in contexts.items() if pairs == context]
-    assert sorted(owner for (owner,) in borrowed.values()) == list(range(7))
-    assert all(owner != user for user, (owner,) in borrowed.items())
+        shown[user] += target
+        strangers[user] += [owner for owner, pairs in contexts.items() if pairs == context]
+    assert {user: sorted(pairs) for user, pairs in shown.items()} == {u: sorted(p) for u, p in targets.items()}
+    for user, others in strangers.items():
+        assert len(set(others)) == len(others) == 4 and user not in others
+    assert sorted(sum(strangers.values(), [])) == sorted(list(range(7)) * 4)  # everybody equally often
+
+
+def test_the_shuffled_control_of_two_users_swaps_them():
+    rows = PreferenceRows(embedded_rows(num_users=2, pairs_per_user=6))
+    control = EvaluationTasks(rows, [4], max_context=4, num_targets=5, seed=0, shuffled=True)
+    assert [(control[item].user, control[item].context_user) for item in range(len(control))] == [(0, 1), (1, 0)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

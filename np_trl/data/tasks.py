@@ -14,6 +14,9 @@ from torch.utils.data import Dataset, Sampler
 from np_trl.data.preference_rows import PreferenceRows
 
 
+MAX_STRANGERS = 4
+
+
 @dataclass(frozen=True)
 class TaskSampling:
     """
@@ -82,17 +85,20 @@ class EvaluationTask(Task):
             Largest N_C of the evaluation, and the largest number of targets.
         context_user (`int`):
             The user whose context is shown: `user`, or another one for the shuffled control.
+        share (`slice`):
+            Which of the user's targets are in the task: all of them, or a part for the shuffled control.
     """
 
     num_context: int
     max_context: int
     num_targets: int
     context_user: int
+    share: slice
 
     def draw(self, sampling: TaskSampling) -> tuple[np.ndarray, np.ndarray]:
         contexts, _ = self._split(self.context_user)
         _, targets = self._split(self.user)
-        return contexts[: self.num_context], targets
+        return contexts[: self.num_context], targets[self.share]
 
     def _split(self, user: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((*self.key, user))
@@ -147,7 +153,8 @@ class EvaluationTasks(Dataset):
         seed (`int`):
             Seed of everything drawn.
         shuffled (`bool`, *optional*, defaults to `False`):
-            Whether every user is shown with another user's context, as a control.
+            Whether every user is shown with the contexts of others, as a control. Up to `MAX_STRANGERS` others share
+            the user's targets among them, so that the control does not hang on one likeness.
     """
 
     def __init__(
@@ -161,19 +168,33 @@ class EvaluationTasks(Dataset):
     ):
         self.rows, self.num_contexts, self.seed = rows, num_contexts, seed
         self.max_context, self.num_targets = max_context, num_targets
-        self._context_user = np.arange(len(rows))
-        if shuffled:  # a shift along a random circle: nobody meets himself
-            circle = np.random.default_rng(seed).permutation(len(rows))
-            self._context_user[circle] = np.roll(circle, 1)
+        self.shuffled = shuffled
+        self._shares = np.ones(len(rows), dtype=int)  # tasks of each user at one N_C
+        if shuffled:
+            targets = np.minimum(rows.counts - max_context, num_targets)
+            self._shares = np.minimum(targets, min(MAX_STRANGERS, len(rows) - 1))
+        self._users = np.repeat(np.arange(len(rows)), self._shares)
+        self._circle = np.random.default_rng(seed).permutation(len(rows))
+        self._place = np.argsort(self._circle)
 
     def __len__(self) -> int:
-        return len(self.rows) * len(self.num_contexts)
+        return len(self._users) * len(self.num_contexts)
 
     def __getitem__(self, item: int) -> EvaluationTask:
-        index, user = divmod(item, len(self.rows))
-        context_user = int(self._context_user[user])
+        index, position = divmod(item, len(self._users))
+        user = int(self._users[position])
+        share = position - int(np.searchsorted(self._users, user))
+        # a few steps along a random circle: nobody meets himself
+        steps = share + 1 if self.shuffled else 0
         return EvaluationTask(
-            self.rows, user, (self.seed,), self.num_contexts[index], self.max_context, self.num_targets, context_user
+            self.rows,
+            user,
+            (self.seed,),
+            self.num_contexts[index],
+            self.max_context,
+            self.num_targets,
+            context_user=int(self._circle[(self._place[user] + steps) % len(self.rows)]),
+            share=slice(share, None, int(self._shares[user])),
         )
 
 
