@@ -1,6 +1,6 @@
 """
 Evaluate a trained reward model or policy on other users: accuracy, likelihood and calibration for every number of
-context pairs, with another user's context as a control.
+context pairs, with other users' contexts as a control.
 
 ```sh
 python examples/evaluate.py --model_name_or_path runs/np_reward --dataset_name test.parquet --output_dir runs/evaluation

@@ -2,8 +2,8 @@
 Train NP-DPO, a language model that writes for each user after a few of that user's choices.
 
 Without arguments: a simulated population of users with opposed styles and a tiny Gemma, offline on 2 CPU cores in less
-than five minutes. It prints how well the policy adapts to new users, against the Bayes limit, another user's context
-and plain DPO, and two users' answers to the same prompts.
+than five minutes. It prints how well the policy adapts to new users, against the Bayes limit, other users' contexts and
+plain DPO, and two users' answers to the same prompts.
 
 ```sh
 accelerate launch examples/np_dpo.py
@@ -34,7 +34,7 @@ sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from transformers import AutoTokenizer, EvalPrediction  # noqa: E402
+from transformers import AutoConfig, AutoTokenizer, EvalPrediction  # noqa: E402
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config  # noqa: E402
 
 from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer  # noqa: E402
@@ -90,8 +90,6 @@ def load_datasets(script_args: ScriptArguments, training_args: NPDPOConfig) -> t
 
 def build_peft_config(model_args: ModelConfig, trainer_model: str, training_args: NPDPOConfig, columns: list[str]):
     """Build the LoRA config; where the trunk embeds the options, keep LoRA above it."""
-    from transformers import AutoConfig
-
     peft_config = get_peft_config(model_args)
     if peft_config is not None and "chosen_embeds" not in columns:
         num_layers = AutoConfig.from_pretrained(trainer_model).num_hidden_layers
@@ -248,7 +246,7 @@ def print_curve(metrics: dict[str, float], num_contexts: list[int]) -> None:
     show("  standard error", "eval_nc{}_accuracy_se")
     show("  Bayes limit", "eval_nc{}_bayes_accuracy")
     show("  worst of the 16 types", "eval_nc{}_worst_style_accuracy")
-    show("  another user's context", "eval_nc{}_shuffled_accuracy")
+    show("  other users' contexts", "eval_nc{}_shuffled_accuracy")
     show("  NP-BTL reward model", "eval_reward_nc{}_accuracy")
     show("written as the user wants", "eval_nc{}_steering_accuracy")
     show("written grammatically", "eval_nc{}_grammatical")

@@ -109,7 +109,7 @@ def print_table(metrics: dict, num_contexts: list[int]) -> None:
     show("NP-BTL accuracy", [f"eval_nc{n}_accuracy" for n in num_contexts])
     show("  standard error", [f"eval_nc{n}_accuracy_se" for n in num_contexts])
     show("  NLL", [f"eval_nc{n}_nll" for n in num_contexts])
-    show("  another user's context", [f"eval_nc{n}_shuffled_accuracy" for n in num_contexts])
+    show("  other users' contexts", [f"eval_nc{n}_shuffled_accuracy" for n in num_contexts])
     if "eval_btl_accuracy" in metrics:
         show("Bayes limit", [f"eval_nc{n}_bayes_accuracy" for n in num_contexts])
         show("BTL accuracy", ["eval_btl_accuracy"] * len(num_contexts))

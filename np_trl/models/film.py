@@ -12,6 +12,9 @@ from torch import nn
 from .context_encoder import ContextEncoder
 
 
+SIDES = ("chosen", "rejected")
+
+
 class FiLM(nn.Module):
     """
     The hypernetwork of eq. 23: a latent in, a FiLM scale and shift for every layer out. Both maps are linear.
@@ -305,6 +308,3 @@ class FiLMForCausalLMMixin(FiLMInitMixin):
         completion_mask = torch.ones_like(input_ids)
         completion_mask[:, : len(tokenizer(prompt)["input_ids"])] = 0
         return self.embed_options(input_ids, torch.ones_like(input_ids), completion_mask)[0]
-
-
-SIDES = ("chosen", "rejected")

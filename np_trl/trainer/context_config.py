@@ -22,7 +22,7 @@ class ContextConfigMixin:
         eval_num_contexts (`list[int]`, *optional*, defaults to `[0, 1, 3, 5, 10]`):
             Numbers of context pairs at which users are evaluated.
         eval_shuffled_contexts (`list[int]`, *optional*):
-            Those of them at which another user's context is shown too, as a control. The largest one if not set.
+            Those of them at which other users' contexts are shown too, as a control. The largest one if not set.
         eval_num_targets (`int`, *optional*, defaults to `20`):
             Largest number of target pairs of a user in evaluation.
     """
@@ -45,7 +45,7 @@ class ContextConfigMixin:
     eval_shuffled_contexts: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Values of N_C at which another user's context is shown as a control. Default: the largest."
+            "help": "Values of N_C at which other users' contexts are shown as a control. Default: the largest."
         },
     )
     eval_num_targets: int = field(

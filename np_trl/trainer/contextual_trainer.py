@@ -100,7 +100,7 @@ class ContextualTrainerMixin:
             shuffled=shuffled,
         )
 
-    # Override: after the evaluation, the control in which every user is shown with another user's context. Its loss and
+    # Override: after the evaluation, the control in which every user is shown with others' contexts. Its loss and
     # TRL's metrics on it are left out.
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
