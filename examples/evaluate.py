@@ -39,17 +39,40 @@ class ScriptArguments:
     ref_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The reference policy of a policy: its base model."}
     )
+    embeddings: str | None = field(
+        default=None, metadata={"help": "File or dataset with `text_id` and `embedding` of every text, once."}
+    )
+    embedding_kind: str = field(
+        default="response", metadata={"help": "What was embedded: `response` or `prompt_response`."}
+    )
+    where: list[str] = field(default_factory=list, metadata={"help": "Conditions `column=value` on the rows."})
     split: str = field(default="test", metadata={"help": "Split of a dataset that has several."})
     num_contexts: list[int] = field(default_factory=lambda: [0, 1, 3, 5, 10], metadata={"help": "Values of N_C."})
     num_targets: int = field(default=20, metadata={"help": "Largest number of target pairs of a user."})
-    drop_short_users: bool = field(default=False, metadata={"help": "Leave out users with too few pairs."})
+    num_draws: int | None = field(
+        default=None,
+        metadata={"help": "Draws of each user's contexts and targets. Default: 4, and more for less than 100 users."},
+    )
+    disjoint_prompts: bool = field(
+        default=False, metadata={"help": "Whether targets must have other prompts than the context."}
+    )
+    drop_short_users: bool = field(
+        default=True, metadata={"help": "Leave users out where they have too few pairs, instead of raising an error."}
+    )
     beta: float = field(default=0.1, metadata={"help": "Temperature of the implicit reward of a policy."})
     batch_size: int = field(default=32, metadata={"help": "Tasks at once."})
     seed: int = field(default=0, metadata={"help": "Seed of the draws of contexts and targets."})
 
 
 def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTrainer:
-    dataset = load_preferences(script_args.dataset_name, script_args.split)
+    dataset = load_preferences(
+        script_args.dataset_name,
+        script_args.split,
+        script_args.where,
+        script_args.embeddings,
+        script_args.embedding_kind,
+    )
+    num_users = len(dataset.unique("user_id"))
     path = script_args.model_name_or_path
     training_args = {
         "output_dir": script_args.output_dir,
@@ -57,6 +80,8 @@ def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTraine
         "max_context": 0,
         "eval_num_contexts": script_args.num_contexts,
         "eval_num_targets": script_args.num_targets,
+        "eval_num_draws": script_args.num_draws or max(4, -(-400 // num_users)),
+        "eval_disjoint_prompts": script_args.disjoint_prompts,
         "drop_short_users": script_args.drop_short_users,
         "per_device_eval_batch_size": script_args.batch_size,
         "bf16": False,

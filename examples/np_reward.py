@@ -8,7 +8,8 @@ cores.
 accelerate launch examples/np_reward.py
 ```
 
-On your own preferences, embedded by any frozen model (columns `user_id`, `chosen_embeds`, `rejected_embeds`):
+On your own preferences, embedded by any frozen model (columns `user_id`, `chosen_embeds`, `rejected_embeds`; or the
+texts, with their embeddings in a file of their own, `--embeddings`):
 
 ```sh
 accelerate launch examples/np_reward.py \
@@ -53,6 +54,18 @@ class ScriptArguments:
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "File or dataset of other users, to evaluate on. Default: split `test`."}
+    )
+    where: list[str] = field(
+        default_factory=list, metadata={"help": "Conditions `column=value` on the rows to train on."}
+    )
+    eval_where: list[str] = field(
+        default_factory=list, metadata={"help": "Conditions `column=value` on the rows to evaluate on."}
+    )
+    embeddings: str | None = field(
+        default=None, metadata={"help": "File or dataset with `text_id` and `embedding` of every text, once."}
+    )
+    embedding_kind: str = field(
+        default="response", metadata={"help": "What was embedded: `response` or `prompt_response`."}
     )
 
 
@@ -123,8 +136,10 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
         train_dataset = piecewise_population(num_users=4000, pairs_per_user=40, seed=2 * training_args.seed)
         eval_dataset = piecewise_population(num_users=2000, pairs_per_user=30, seed=2 * training_args.seed + 1)
     else:
-        train_dataset = load_preferences(script_args.dataset_name, "train")
-        eval_dataset = load_preferences(script_args.eval_dataset_name or script_args.dataset_name, "test")
+        embeddings = {"embeddings": script_args.embeddings, "embedding_kind": script_args.embedding_kind}
+        eval_name = script_args.eval_dataset_name or script_args.dataset_name
+        train_dataset = load_preferences(script_args.dataset_name, "train", script_args.where, **embeddings)
+        eval_dataset = load_preferences(eval_name, "test", script_args.eval_where, **embeddings)
 
     model = build_model(model_args, check_embeddings(train_dataset, "train"))
     trainer = NPRewardTrainer(model, args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)

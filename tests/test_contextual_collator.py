@@ -67,7 +67,7 @@ def test_embedded_targets_come_chosen_first():
 
 def test_evaluation_batches_tell_user_and_number_of_contexts():
     rows = PreferenceRows(embedded_rows(num_users=3))
-    view = EvaluationTasks(rows, [0, 2], max_context=2, num_targets=4, seed=0)
+    view = EvaluationTasks(rows, [0, 2], num_targets=4, seed=0)
     batch = ContextualCollator(EmbeddingTargets(), SAMPLING)([view[item] for item in range(len(view))])
     assert batch["conditions"].tolist() == [[0, 0], [1, 0], [2, 0], [0, 2], [1, 2], [2, 2]]
 

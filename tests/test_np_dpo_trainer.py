@@ -83,6 +83,7 @@ def test_the_policy_learns_two_opposed_groups(tmp_path):
         np_learning_rate=5e-3,
         min_context=1,
         beta=0.5,
+        eval_num_draws=8,
     )
     trainer.train()
     metrics = trainer.evaluate()

@@ -81,7 +81,8 @@ def test_contexts_lie_inside_or_outside_the_targets(context_in_target):
 
 def evaluation(shuffled: bool = False) -> EvaluationTasks:
     rows = PreferenceRows(embedded_rows(num_users=7, pairs_per_user=12))
-    return EvaluationTasks(rows, [0, 1, 4], max_context=4, num_targets=5, seed=0, shuffled=shuffled)
+    shuffled_contexts = [0, 1, 4] if shuffled else None
+    return EvaluationTasks(rows, [0, 1, 4], num_targets=5, seed=0, shuffled_contexts=shuffled_contexts)
 
 
 def test_evaluation_contexts_are_nested_and_never_among_the_targets():
@@ -114,7 +115,7 @@ def test_the_shuffled_control_shows_the_contexts_of_others():
 
 def test_the_shuffled_control_of_two_users_swaps_them():
     rows = PreferenceRows(embedded_rows(num_users=2, pairs_per_user=6))
-    control = EvaluationTasks(rows, [4], max_context=4, num_targets=5, seed=0, shuffled=True)
+    control = EvaluationTasks(rows, [0, 4], num_targets=5, seed=0, shuffled_contexts=[4])
     assert [(control[item].user, control[item].context_user) for item in range(len(control))] == [(0, 1), (1, 0)]
 
 

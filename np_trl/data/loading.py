@@ -4,11 +4,19 @@ from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_from_disk
 
+from np_trl.data.embeddings import join_embeddings
+
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 
 
-def load_preferences(name: str, split: str = "train") -> Dataset:
+def load_preferences(
+    name: str,
+    split: str = "train",
+    where: list[str] | None = None,
+    embeddings: str | None = None,
+    embedding_kind: str = "response",
+) -> Dataset:
     """
     Load preference pairs.
 
@@ -18,10 +26,24 @@ def load_preferences(name: str, split: str = "train") -> Dataset:
             Hub.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a dataset that has several.
+        where (`list[str]`, *optional*):
+            Conditions `column=value` on the rows, all of which must hold.
+        embeddings (`str`, *optional*):
+            A file or dataset with the embeddings of the texts, for [`join_embeddings`].
+        embedding_kind (`str`, *optional*, defaults to `"response"`):
+            Which text was embedded.
 
     Returns:
         [`~datasets.Dataset`]
+
+    Raises:
+        `ValueError`: if a condition names no column, or no row meets them all.
     """
+    dataset = _select(_load(name, split), where or [], name)
+    return dataset if embeddings is None else join_embeddings(dataset, _load(embeddings, split), embedding_kind)
+
+
+def _load(name: str, split: str) -> Dataset:
     path = Path(name)
     if path.suffix in _BUILDERS:
         return load_dataset(_BUILDERS[path.suffix], data_files=name, split="train")
@@ -29,3 +51,22 @@ def load_preferences(name: str, split: str = "train") -> Dataset:
         dataset = load_from_disk(name)
         return dataset if isinstance(dataset, Dataset) else dataset[split]
     return load_dataset(name, split=split)
+
+
+def _select(dataset: Dataset, where: list[str], name: str) -> Dataset:
+    conditions = dict(condition.split("=", maxsplit=1) for condition in where if "=" in condition)
+    unknown = set(conditions) - set(dataset.column_names)
+    if unknown or len(conditions) < len(where):
+        raise ValueError(
+            f"The conditions {where} must each be `column=value`, of another column of {dataset.column_names}."
+        )
+    if not conditions:
+        return dataset
+    columns = dataset.select_columns(list(conditions))[:]
+    keep = [
+        all(str(value) == wanted for value, wanted in zip(row, conditions.values(), strict=True))
+        for row in zip(*(columns[column] for column in conditions), strict=True)
+    ]
+    if not any(keep):
+        raise ValueError(f"No row of {name!r} meets the conditions {where}.")
+    return dataset.select([index for index, kept in enumerate(keep) if kept])

@@ -51,6 +51,16 @@ class PreferenceRows:
         """Row numbers of a user's pairs, in the order of the dataset."""
         return self._order[self._offsets[user] : self._offsets[user + 1]]
 
+    def prompt_codes(self) -> np.ndarray:
+        """A number for each distinct prompt, `(rows,)`."""
+        if "prompt" not in self.dataset.column_names:
+            raise ValueError(
+                f"The dataset has no `prompt` column, only {self.dataset.column_names}, so prompts cannot be told apart. "
+                "Evaluate without `eval_disjoint_prompts`."
+            )
+        prompts = self.dataset.select_columns("prompt").with_format("arrow")[:].column("prompt")
+        return prompts.combine_chunks().dictionary_encode().indices.to_numpy()
+
     def take(self, indices: np.ndarray) -> list[dict]:
         """Read rows without their embeddings, as TRL's collator takes them."""
         columns = self._others[indices]

@@ -76,35 +76,29 @@ class EvaluationTask(Task):
     """
     A user under one condition of the evaluation: N_C context pairs, its own or another user's.
 
-    The targets of a user are the same under every condition and never among its contexts; contexts are nested.
+    In one draw the targets of a user are the same under every condition and never among its contexts; contexts are
+    nested.
 
     Args:
         num_context (`int`):
             N_C.
-        max_context (`int`), num_targets (`int`):
-            Largest N_C of the evaluation, and the largest number of targets.
         context_user (`int`):
             The user whose context is shown: `user`, or another one for the shuffled control.
         share (`slice`):
             Which of the user's targets are in the task: all of them, or a part for the shuffled control.
+        protocol ([`EvaluationTasks`]):
+            How pairs are split.
     """
 
     num_context: int
-    max_context: int
-    num_targets: int
     context_user: int
     share: slice
+    protocol: "EvaluationTasks"
 
     def draw(self, sampling: TaskSampling) -> tuple[np.ndarray, np.ndarray]:
-        contexts, _ = self._split(self.context_user)
-        _, targets = self._split(self.user)
+        contexts, _ = self.protocol.split(self.context_user, self.key)
+        _, targets = self.protocol.split(self.user, self.key)
         return contexts[: self.num_context], targets[self.share]
-
-    def _split(self, user: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng((*self.key, user))
-        pairs = self.rows.of_user(user)
-        pairs = _choose(pairs, min(len(pairs), self.max_context + self.num_targets), rng)
-        return pairs[: self.max_context], pairs[self.max_context :]
 
 
 class TrainingTasks(Dataset):
@@ -139,63 +133,90 @@ class TrainingTasks(Dataset):
 
 class EvaluationTasks(Dataset):
     """
-    The tasks of an evaluation set: every user at every N_C.
+    The tasks of an evaluation set: every user at every N_C that leaves one of its pairs as a target.
 
     Args:
         rows ([`PreferenceRows`]):
             The evaluation pairs.
         num_contexts (`list[int]`):
-            The values of N_C.
-        max_context (`int`):
-            The pairs of a user that are kept apart from the targets, the same for every N_C.
+            The values of N_C. As many pairs as the largest of them are kept apart from the targets, the same at every
+            N_C; of a user with too few pairs, as many as the largest that fits.
         num_targets (`int`):
-            Largest number of target pairs of a user.
+            Largest number of target pairs of a user in one draw.
         seed (`int`):
             Seed of everything drawn.
-        shuffled (`bool`, *optional*, defaults to `False`):
-            Whether every user is shown with the contexts of others, as a control. Up to `MAX_STRANGERS` others share
-            the user's targets among them, so that the control does not hang on one likeness.
+        shuffled_contexts (`list[int]`, *optional*):
+            For a control: the values of N_C at which every user is shown with the contexts of others, and none else. Up
+            to `MAX_STRANGERS` others share the user's targets among them, so that it does not hang on one likeness.
+        num_draws (`int`, *optional*, defaults to `1`):
+            How often contexts and targets of a user are drawn.
+        disjoint_prompts (`bool`, *optional*, defaults to `False`):
+            Whether the prompts of the targets, too, must be others than those of the contexts.
     """
 
     def __init__(
         self,
         rows: PreferenceRows,
         num_contexts: list[int],
-        max_context: int,
         num_targets: int,
         seed: int,
-        shuffled: bool = False,
+        shuffled_contexts: list[int] | None = None,
+        num_draws: int = 1,
+        disjoint_prompts: bool = False,
     ):
-        self.rows, self.num_contexts, self.seed = rows, num_contexts, seed
-        self.max_context, self.num_targets = max_context, num_targets
-        self.shuffled = shuffled
-        self._shares = np.ones(len(rows), dtype=int)  # tasks of each user at one N_C
+        self.rows, self.num_targets, self.seed = rows, num_targets, seed
+        self._prompts = rows.prompt_codes() if disjoint_prompts else None
+        sizes = np.sort(num_contexts)
+        self._max_context = sizes[np.maximum(np.searchsorted(sizes, rows.counts) - 1, 0)]  # (users,)
+        circle = np.random.default_rng(seed).permutation(len(rows))
+        shuffled = shuffled_contexts is not None
+        self._tasks = np.concatenate(  # (tasks, 6)
+            [
+                self._conditions(num_context, draw, circle, shuffled)
+                for num_context in (shuffled_contexts if shuffled else num_contexts)
+                for draw in range(num_draws)
+            ]
+        )
+
+    def _conditions(self, num_context: int, draw: int, circle: np.ndarray, shuffled: bool) -> np.ndarray:
+        """Columns: N_C, draw, user, the user whose context is shown, and which of how many shares of the targets."""
+        users = np.flatnonzero(self.rows.counts > num_context)
+        circle = circle[np.isin(circle, users)]
+        place = np.empty(len(self.rows), dtype=int)
+        place[circle] = np.arange(len(circle))
+        shares = np.ones(len(users), dtype=int)
         if shuffled:
-            targets = np.minimum(rows.counts - max_context, num_targets)
-            self._shares = np.minimum(targets, min(MAX_STRANGERS, len(rows) - 1))
-        self._users = np.repeat(np.arange(len(rows)), self._shares)
-        self._circle = np.random.default_rng(seed).permutation(len(rows))
-        self._place = np.argsort(self._circle)
+            targets = np.minimum(self.rows.counts[users] - self._max_context[users], self.num_targets)
+            shares = np.minimum(targets, min(MAX_STRANGERS, len(users) - 1))
+        user = np.repeat(users, shares)
+        share = np.arange(len(user)) - np.repeat(np.cumsum(shares) - shares, shares)
+        # a few steps along a random circle: nobody meets himself
+        steps = share + 1 if shuffled else 0
+        context_user = circle[(place[user] + steps) % max(1, len(circle))]
+        columns = np.broadcast_arrays(num_context, draw, user, context_user, share, np.repeat(shares, shares))
+        return np.stack(columns, axis=1)
 
     def __len__(self) -> int:
-        return len(self._users) * len(self.num_contexts)
+        return len(self._tasks)
 
     def __getitem__(self, item: int) -> EvaluationTask:
-        index, position = divmod(item, len(self._users))
-        user = int(self._users[position])
-        share = position - int(np.searchsorted(self._users, user))
-        # a few steps along a random circle: nobody meets himself
-        steps = share + 1 if self.shuffled else 0
+        num_context, draw, user, context_user, share, num_shares = self._tasks[item].tolist()
         return EvaluationTask(
-            self.rows,
-            user,
-            (self.seed,),
-            self.num_contexts[index],
-            self.max_context,
-            self.num_targets,
-            context_user=int(self._circle[(self._place[user] + steps) % len(self.rows)]),
-            share=slice(share, None, int(self._shares[user])),
+            self.rows, user, (self.seed, draw), num_context, context_user, slice(share, None, num_shares), self
         )
+
+    def split(self, user: int, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the row numbers of a user's contexts, nested, and of its targets."""
+        pairs = np.random.default_rng((*key, user)).permutation(self.rows.of_user(user))
+        contexts, targets = np.split(pairs, [self._max_context[user]])
+        if self._prompts is not None:
+            targets = targets[~np.isin(self._prompts[targets], self._prompts[contexts])]
+            if len(targets) == 0:
+                raise ValueError(
+                    f"Every pair of user {self.rows.user_ids[user]!r} has a prompt that is in its context of "
+                    f"{len(contexts)}. Evaluate without `eval_disjoint_prompts`, or at fewer context pairs."
+                )
+        return contexts, targets[: self.num_targets]
 
 
 class TaskSampler(Sampler):

@@ -18,13 +18,18 @@ class ContextConfigMixin:
         context_in_target (`bool`, *optional*, defaults to `True`):
             Whether the context set is a part of the target set, or disjoint from it. Evaluation is always disjoint.
         drop_short_users (`bool`, *optional*, defaults to `False`):
-            Whether to leave out users with too few pairs for a task, or to raise.
+            Whether to leave out users with too few pairs for a task, or to raise. In evaluation a user is left out at
+            those numbers of context pairs that leave no target.
         eval_num_contexts (`list[int]`, *optional*, defaults to `[0, 1, 3, 5, 10]`):
             Numbers of context pairs at which users are evaluated.
         eval_shuffled_contexts (`list[int]`, *optional*):
             Those of them at which other users' contexts are shown too, as a control. The largest one if not set.
         eval_num_targets (`int`, *optional*, defaults to `20`):
-            Largest number of target pairs of a user in evaluation.
+            Largest number of target pairs of a user in one draw of the evaluation.
+        eval_num_draws (`int`, *optional*, defaults to `1`):
+            How often contexts and targets of a user are drawn in evaluation. For few users with many pairs.
+        eval_disjoint_prompts (`bool`, *optional*, defaults to `False`):
+            Whether target pairs must, in evaluation, have other prompts than the context pairs.
     """
 
     num_targets: int = field(default=9, metadata={"help": "Number of target pairs N_T of a task."})
@@ -49,13 +54,20 @@ class ContextConfigMixin:
         },
     )
     eval_num_targets: int = field(
-        default=20, metadata={"help": "Largest number of target pairs of a user in evaluation."}
+        default=20, metadata={"help": "Largest number of target pairs of a user in one draw of the evaluation."}
+    )
+    eval_num_draws: int = field(
+        default=1, metadata={"help": "How often contexts and targets of a user are drawn in evaluation."}
+    )
+    eval_disjoint_prompts: bool = field(
+        default=False, metadata={"help": "Whether targets must, in evaluation, have other prompts than the context."}
     )
 
     def __post_init__(self):
         super().__post_init__()
         self._check_at_least("num_targets", 1)
         self._check_at_least("eval_num_targets", 1)
+        self._check_at_least("eval_num_draws", 1)
         self._check_at_least("min_context", 0)
         if self.min_context > self.max_context:
             raise ValueError(

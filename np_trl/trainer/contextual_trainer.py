@@ -40,7 +40,9 @@ class ContextualTrainerMixin:
     def _select_users(self, dataset: Dataset, args, name: str) -> Dataset:
         """Check a dataset and leave out the users who are too short for a task, or raise."""
         check_preferences(dataset, name)
-        required = args.task_sampling.required_pairs if name == "train" else max(args.eval_num_contexts) + 1
+        # a user who is dropped from the evaluation is dropped where it is too short, and kept where it is not
+        num_context = min(args.eval_num_contexts) if args.drop_short_users else max(args.eval_num_contexts)
+        required = args.task_sampling.required_pairs if name == "train" else num_context + 1
         return select_users(dataset, name, required, drop=args.drop_short_users)
 
     def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
@@ -90,14 +92,15 @@ class ContextualTrainerMixin:
     def _training_tasks(self, rows: PreferenceRows) -> TrainingTasks:
         return TrainingTasks(rows, self.args.task_sampling, self._data_seed)
 
-    def _evaluation_tasks(self, rows: PreferenceRows, shuffled: bool = False) -> EvaluationTasks:
+    def _evaluation_tasks(self, rows: PreferenceRows, shuffled_contexts: list[int] | None = None) -> EvaluationTasks:
         return EvaluationTasks(
             rows,
-            num_contexts=self.args.eval_shuffled_contexts if shuffled else self.args.eval_num_contexts,
-            max_context=max(self.args.eval_num_contexts),
+            num_contexts=self.args.eval_num_contexts,
             num_targets=self.args.eval_num_targets,
             seed=self._data_seed,
-            shuffled=shuffled,
+            shuffled_contexts=shuffled_contexts,
+            num_draws=self.args.eval_num_draws,
+            disjoint_prompts=self.args.eval_disjoint_prompts,
         )
 
     # Override: after the evaluation, the control in which every user is shown with others' contexts. Its loss and
@@ -109,7 +112,7 @@ class ContextualTrainerMixin:
         tasks = dataloader.dataset
         if isinstance(tasks, EvaluationTasks) and len(tasks.rows) > 1 and self.args.eval_shuffled_contexts:
             metrics, self._metrics["eval"] = self._metrics["eval"], defaultdict(list)
-            shuffled = self._evaluation_tasks(tasks.rows, shuffled=True)
+            shuffled = self._evaluation_tasks(tasks.rows, self.args.eval_shuffled_contexts)
             dataloader = self._get_dataloader(shuffled, description, self.args.eval_batch_size)
             control = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, "control")
             self._metrics["eval"] = metrics

@@ -1,0 +1,74 @@
+"""
+Embedding columns from a table that holds the embedding of every text once.
+
+The table has the columns `text_id` (the first 16 hexadecimal digits of the text's SHA-256), `embedding`, and `kind` where
+it holds several: `"response"`, the completion alone, or `"prompt_response"`, the prompt, a line break and the completion.
+"""
+
+import hashlib
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+
+from np_trl.data.preference_rows import EMBED_COLUMNS
+
+
+EMBEDDING_KINDS = ("response", "prompt_response")
+
+
+def text_id(text: str) -> str:
+    """Return the key of a text in a table of embeddings."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def join_embeddings(dataset: Dataset, table: Dataset, kind: str = "response") -> Dataset:
+    """
+    Add the columns `chosen_embeds` and `rejected_embeds`.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs with `chosen` and `rejected`, and `prompt` for the kind `"prompt_response"`, as strings.
+        table ([`~datasets.Dataset`]):
+            Embeddings by `text_id`.
+        kind (`str`, *optional*, defaults to `"response"`):
+            Which text was embedded.
+
+    Returns:
+        [`~datasets.Dataset`], memory-mapped where `dataset` is.
+
+    Raises:
+        `ValueError`: if the kind is unknown, a column is absent, or the table lacks a text.
+    """
+    if kind not in EMBEDDING_KINDS:
+        raise ValueError(f"`kind={kind!r}` is unknown. Choose one of {list(EMBEDDING_KINDS)}.")
+    missing = [column for column in ("text_id", "embedding") if column not in table.column_names]
+    if missing:
+        raise ValueError(f"The table of embeddings has no {missing} column, only {table.column_names}.")
+    table = table.with_format("numpy")
+    rows = np.arange(len(table))
+    if "kind" in table.column_names:
+        rows = np.flatnonzero(table["kind"][:] == kind)
+    position = {key: index for index, key in zip(rows, np.asarray(table["text_id"][:])[rows], strict=True)}
+    embeddings = np.asarray(table["embedding"][:], dtype=np.float16)  # (texts, E)
+
+    def embed(batch: dict[str, list]) -> dict[str, np.ndarray]:
+        prompts = batch["prompt"] if kind == "prompt_response" else None
+        columns = {}
+        for side, column in zip(("chosen", "rejected"), EMBED_COLUMNS, strict=True):
+            texts = batch[side] if prompts is None else map("\n".join, zip(prompts, batch[side], strict=True))
+            columns[column] = embeddings[[_find(position, text, kind) for text in texts]]
+        return columns
+
+    sizes = {column: List(Value("float16"), length=embeddings.shape[1]) for column in EMBED_COLUMNS}
+    features = Features({**dataset.features, **sizes})
+    return dataset.map(embed, batched=True, features=features, desc="Joining embeddings")
+
+
+def _find(position: dict[str, int], text: str, kind: str) -> int:
+    key = text_id(text)
+    if key not in position:
+        raise ValueError(
+            f"The table of embeddings has no {kind} with `text_id` {key!r} ({text[:60]!r}). Embed all texts of the "
+            "dataset with the same embedder."
+        )
+    return position[key]
