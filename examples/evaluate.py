@@ -59,6 +59,9 @@ class ScriptArguments:
     drop_short_users: bool = field(
         default=True, metadata={"help": "Leave users out where they have too few pairs, instead of raising an error."}
     )
+    drop_ties: bool = field(
+        default=True, metadata={"help": "Leave out pairs of identical options, instead of raising an error."}
+    )
     beta: float = field(default=0.1, metadata={"help": "Temperature of the implicit reward of a policy."})
     batch_size: int = field(default=32, metadata={"help": "Tasks at once."})
     seed: int = field(default=0, metadata={"help": "Seed of the draws of contexts and targets."})
@@ -83,6 +86,7 @@ def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTraine
         "eval_num_draws": script_args.num_draws or max(4, -(-400 // num_users)),
         "eval_disjoint_prompts": script_args.disjoint_prompts,
         "drop_short_users": script_args.drop_short_users,
+        "drop_ties": script_args.drop_ties,
         "per_device_eval_batch_size": script_args.batch_size,
         "bf16": False,
         "report_to": "none",

@@ -2,7 +2,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 
 from np_trl.data import (
@@ -117,6 +117,43 @@ def test_the_shuffled_control_of_two_users_swaps_them():
     rows = PreferenceRows(embedded_rows(num_users=2, pairs_per_user=6))
     control = EvaluationTasks(rows, [0, 4], num_targets=5, seed=0, shuffled_contexts=[4])
     assert [(control[item].user, control[item].context_user) for item in range(len(control))] == [(0, 1), (1, 0)]
+
+
+def test_users_with_few_pairs_are_evaluated_where_a_target_is_left():
+    long, short = embedded_rows(num_users=2, pairs_per_user=8), embedded_rows(num_users=1, pairs_per_user=3)
+    short = short.remove_columns("user_id").add_column("user_id", [99] * 3)
+    rows = PreferenceRows(concatenate_datasets([long, short]))
+    view, sizes, targets = EvaluationTasks(rows, [0, 1, 4], num_targets=5, seed=0), defaultdict(list), {}
+    for item in range(len(view)):
+        user, context, target = draw(view[item])
+        sizes[user].append(len(context))
+        assert targets.setdefault(user, target) == target and not set(context) & set(target)
+    assert sizes == {0: [0, 1, 4], 1: [0, 1, 4], 2: [0, 1]}
+    assert [len(target) for target in targets.values()] == [4, 4, 2]
+
+
+def test_every_draw_of_the_evaluation_has_other_contexts():
+    rows = PreferenceRows(embedded_rows(num_users=2, pairs_per_user=30))
+    view = EvaluationTasks(rows, [3], num_targets=5, seed=0, num_draws=4)
+    contexts = {tuple(draw(view[item])[1]) for item in range(len(view))}
+    assert len(view) == len(contexts) == 8
+
+
+def test_targets_may_be_kept_to_other_prompts_than_the_contexts():
+    rows = embedded_rows(num_users=3, pairs_per_user=20)
+    prompts = [f"prompt {index % 7}" for index in range(60)]
+    view = EvaluationTasks(
+        PreferenceRows(rows.add_column("prompt", prompts)), [0, 3], num_targets=5, seed=0, disjoint_prompts=True
+    )
+    for item in range(len(view)):
+        _, context, target = draw(view[item])
+        assert target and {prompts[row] for row in context}.isdisjoint(prompts[row] for row in target)
+    one_prompt = PreferenceRows(rows.add_column("prompt", ["the same"] * 60))
+    view = EvaluationTasks(one_prompt, [0, 3], num_targets=5, seed=0, disjoint_prompts=True)
+    with pytest.raises(ValueError, match="Every pair of user .* has a prompt that is in its context of 3"):
+        draw(view[0])
+    with pytest.raises(ValueError, match="has no `prompt` column"):
+        EvaluationTasks(PreferenceRows(rows), [0, 3], num_targets=5, seed=0, disjoint_prompts=True)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

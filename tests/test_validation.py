@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from np_trl.data.validation import check_embeddings, check_preferences, select_users
+from np_trl.data.validation import check_embeddings, check_preferences, drop_ties, select_users
 
 from .testing_utils import embedded_rows, style_rows
 
@@ -30,6 +30,15 @@ def test_a_null_user_id():
 def test_ties():
     with pytest.raises(ValueError, match="`chosen` and `rejected` of row 5 .* are the same .*drop it"):
         check_preferences(changed(style_rows(), 5, chosen=" same", rejected=" same"), "train")
+
+
+def test_ties_are_left_out_with_a_logged_count(caplog):
+    rows = changed(style_rows(), 5, chosen=" same", rejected=" same")
+    with caplog.at_level(logging.WARNING):
+        kept = drop_ties(rows, "train")
+    assert len(kept) == len(rows) - 1 and "Dropped 1 of 192 ties of the train dataset" in caplog.text
+    check_preferences(kept, "train")
+    assert len(drop_ties(embedded_rows(), "train")) == len(embedded_rows())
 
 
 @pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])

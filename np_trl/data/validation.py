@@ -39,6 +39,30 @@ def check_preferences(dataset: Dataset, name: str) -> None:
         _check_texts(row, index, name)
 
 
+def drop_ties(dataset: Dataset, name: str) -> Dataset:
+    """
+    Leave out pairs of identical options, with a logged count.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs; without texts there is nothing to compare.
+        name (`str`):
+            What to call the dataset in the log.
+
+    Returns:
+        [`~datasets.Dataset`]: the other rows, in their order.
+    """
+    if not {"chosen", "rejected"} <= set(dataset.column_names):
+        return dataset
+    columns = dataset.select_columns(["chosen", "rejected"])[:]
+    pairs = zip(columns["chosen"], columns["rejected"], strict=True)
+    kept = [index for index, (chosen, rejected) in enumerate(pairs) if chosen != rejected]
+    if len(kept) == len(dataset):
+        return dataset
+    logger.warning("Dropped %d of %d ties of the %s dataset.", len(dataset) - len(kept), len(dataset), name)
+    return dataset.select(kept)
+
+
 def check_embeddings(dataset: Dataset, name: str, embed_size: int | None = None) -> int:
     """
     Check the embedding columns of a dataset.
@@ -139,7 +163,7 @@ def _check_texts(row: dict, index: int, name: str) -> None:
     if {"chosen", "rejected"} <= row.keys() and row["chosen"] == row["rejected"]:
         raise ValueError(
             f"`chosen` and `rejected` of row {index} of the {name} dataset are the same ({str(row['chosen'])[:60]!r}). "
-            "A tie says nothing about the user: drop it."
+            "A tie says nothing about the user: drop it, or set `drop_ties=True`."
         )
 
 

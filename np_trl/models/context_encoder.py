@@ -1,8 +1,8 @@
 """
 The context encoder: a user's context set in, the user's latent z out (eq. 5 and 21 of the paper).
 
-A Deep Set over preference pairs, with a learned vector for the empty set, beside a memory channel: a gated sum of
-(chosen - rejected) in a linear code of the options. The reward model reads the memory as an inner product with the code
+A Deep Set over preference pairs, with a learned vector for the empty set, beside a memory channel: a gated and shrunken
+sum of (chosen - rejected) in a linear code of the options. The reward model reads the memory as an inner product with the code
 of an option, so that before any training it already scores options by the mean difference of the context.
 """
 
@@ -39,12 +39,13 @@ class ContextEncoder(nn.Module):
         if config.memory_size:
             self.code = nn.Linear(config.embed_size, config.memory_size, bias=False)
             self.gate = nn.Linear(hidden_size, 1)
+            self.shrinkage = nn.Parameter(torch.empty(()))
             self.memory = nn.Linear(config.memory_size, config.memory_size, bias=False)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start the memory channel as the plain sum of (chosen - rejected), and every other layer as torch does."""
+        """Start the memory channel as a multiple of the sum of (chosen - rejected), every other layer as torch does."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, Standardizer)):
                 module.reset_parameters()
@@ -58,6 +59,7 @@ class ContextEncoder(nn.Module):
             )
             nn.init.zeros_(self.gate.weight)
             nn.init.constant_(self.gate.bias, 0.5413)  # softplus(0.5413) = 1
+            nn.init.constant_(self.shrinkage, -2.0)
             nn.init.eye_(self.memory.weight)
 
     def forward(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
@@ -84,7 +86,9 @@ class ContextEncoder(nn.Module):
         if self.config.memory_size:
             difference = self.code(options[:, :, 0] - options[:, :, 1])  # (U, C, memory)
             gates = nn.functional.softplus(self.gate(pairs)) * mask  # (U, C, 1)
-            latents = torch.cat([latents, self.memory((gates * difference).sum(dim=1))], dim=-1)
+            # between the sum and the mean, as the mean of a posterior is: evidence of a kind does not add up for ever
+            weight = 1 + nn.functional.softplus(self.shrinkage) * gates.sum(dim=1)  # (U, 1)
+            latents = torch.cat([latents, self.memory((gates * difference).sum(dim=1) / weight)], dim=-1)
         return latents  # (U, Z)
 
     def _encode_pairs(self, options: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,8 @@ class ContextConfigMixin:
         drop_short_users (`bool`, *optional*, defaults to `False`):
             Whether to leave out users with too few pairs for a task, or to raise. In evaluation a user is left out at
             those numbers of context pairs that leave no target.
+        drop_ties (`bool`, *optional*, defaults to `False`):
+            Whether to leave out pairs of identical options, or to raise.
         eval_num_contexts (`list[int]`, *optional*, defaults to `[0, 1, 3, 5, 10]`):
             Numbers of context pairs at which users are evaluated.
         eval_shuffled_contexts (`list[int]`, *optional*):
@@ -42,6 +44,10 @@ class ContextConfigMixin:
     drop_short_users: bool = field(
         default=False,
         metadata={"help": "Whether to leave out users with too few pairs for a task, instead of raising an error."},
+    )
+    drop_ties: bool = field(
+        default=False,
+        metadata={"help": "Whether to leave out pairs of identical options, instead of raising an error."},
     )
     eval_num_contexts: list[int] = field(
         default_factory=lambda: [0, 1, 3, 5, 10],

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction
 
 from np_trl.data import EvaluationTasks, PreferenceRows, TaskSampler, TrainingTasks
-from np_trl.data.validation import check_embeddings, check_preferences, select_users
+from np_trl.data.validation import check_embeddings, check_preferences, drop_ties, select_users
 from np_trl.metrics import num_context_curve
 from np_trl.models.layers import Standardizer
 
@@ -39,6 +39,7 @@ class ContextualTrainerMixin:
 
     def _select_users(self, dataset: Dataset, args, name: str) -> Dataset:
         """Check a dataset and leave out the users who are too short for a task, or raise."""
+        dataset = drop_ties(dataset, name) if args.drop_ties else dataset
         check_preferences(dataset, name)
         # a user who is dropped from the evaluation is dropped where it is too short, and kept where it is not
         num_context = min(args.eval_num_contexts) if args.drop_short_users else max(args.eval_num_contexts)

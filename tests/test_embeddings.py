@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from np_trl.data import PreferenceRows
+from np_trl.data.embeddings import join_embeddings, text_id
+
+
+def pairs() -> Dataset:
+    rows = [("ada", "Why?", "because", "no idea"), ("bob", "How?", "no idea", "because")]
+    return Dataset.from_list(
+        [dict(zip(("user_id", "prompt", "chosen", "rejected"), row, strict=True)) for row in rows]
+    )
+
+
+def table(**kinds: list[str]) -> Dataset:
+    """The n-th text of all has the embedding (n, -n)."""
+    texts = [(kind, text) for kind, of_kind in kinds.items() for text in of_kind]
+    return Dataset.from_list(
+        [
+            {"text_id": text_id(text), "kind": kind, "embedding": [float(n), float(-n)]}
+            for n, (kind, text) in enumerate(texts)
+        ]
+    )
+
+
+def test_the_key_of_a_text_is_the_start_of_its_sha256():
+    assert text_id("abc") == "ba7816bf8f01cfea"  # FIPS 180-2, appendix B.1
+
+
+def test_embeddings_are_joined_by_text():
+    rows = PreferenceRows(join_embeddings(pairs(), table(response=["no idea", "because"])))
+    expected = [[[1, -1], [0, 0]], [[0, 0], [1, -1]]]  # (pairs, chosen and rejected, E)
+    np.testing.assert_array_equal(rows.embeds(np.arange(2)), expected)
+
+
+def test_a_table_may_hold_several_kinds():
+    texts = ["Why?\nbecause", "Why?\nno idea", "How?\nbecause", "How?\nno idea"]
+    joined = join_embeddings(pairs(), table(response=["because"], prompt_response=texts), kind="prompt_response")
+    rows = PreferenceRows(joined)
+    np.testing.assert_array_equal(rows.embeds(np.arange(2))[..., 0], [[1, 2], [4, 3]])
+
+
+def test_a_text_without_embedding_is_named():
+    with pytest.raises(ValueError, match=rf"no response with `text_id` '{text_id('no idea')}' \('no idea'\)"):
+        join_embeddings(pairs(), table(response=["because"]))
+
+
+def test_bad_tables_are_named():
+    with pytest.raises(ValueError, match="`kind='prompt'` is unknown. Choose one of"):
+        join_embeddings(pairs(), table(response=["because"]), kind="prompt")
+    with pytest.raises(ValueError, match=r"no \['text_id'\] column"):
+        join_embeddings(pairs(), table(response=["because"]).remove_columns("text_id"))

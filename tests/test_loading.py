@@ -1,0 +1,50 @@
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from np_trl.data.embeddings import text_id
+from np_trl.data.loading import load_preferences
+
+
+ROWS = [
+    {"user_id": "ada", "chosen": "a", "rejected": "b", "split": "train", "fold": 1},
+    {"user_id": "bob", "chosen": "b", "rejected": "a", "split": "train", "fold": 2},
+    {"user_id": "eve", "chosen": "a", "rejected": "b", "split": "val", "fold": 1},
+]
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    path = str(tmp_path / "pairs.parquet")
+    Dataset.from_list(ROWS).to_parquet(path)
+    return path
+
+
+def test_files_of_every_format_are_read(tmp_path, file):
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    Dataset.from_list(ROWS).to_csv(tmp_path / "pairs.csv")
+    DatasetDict(test=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
+    for name in (file, str(tmp_path / "pairs.jsonl"), str(tmp_path / "pairs.csv"), str(tmp_path / "saved")):
+        assert load_preferences(name, "test")["user_id"][:] == ["ada", "bob", "eve"]
+
+
+def test_conditions_on_rows_must_all_hold(file):
+    assert load_preferences(file, where=["split=train"])["user_id"][:] == ["ada", "bob"]
+    assert load_preferences(file, where=["split=train", "fold=2"])["user_id"][:] == ["bob"]
+
+
+def test_bad_conditions_are_named(file):
+    with pytest.raises(ValueError, match="must each be `column=value`"):
+        load_preferences(file, where=["split"])
+    with pytest.raises(ValueError, match="must each be `column=value`, of another column of"):
+        load_preferences(file, where=["part=train"])
+    with pytest.raises(ValueError, match="No row of .* meets the conditions"):
+        load_preferences(file, where=["split=test"])
+
+
+def test_embeddings_come_from_a_file_of_their_own(tmp_path, file):
+    path = str(tmp_path / "embeddings.parquet")
+    Dataset.from_list([{"text_id": text_id(text), "embedding": [ord(text)]} for text in "ab"]).to_parquet(path)
+    dataset = load_preferences(file, where=["split=val"], embeddings=path)
+    assert (dataset[0]["chosen_embeds"], dataset[0]["rejected_embeds"]) == ([97.0], [98.0])
