@@ -6,6 +6,18 @@ context pairs, with other users' contexts as a control.
 python examples/evaluate.py --model_name_or_path runs/np_reward --dataset_name test.parquet --output_dir runs/evaluation
 ```
 
+Texts with their embeddings in a file of their own, and only some of the rows:
+
+```sh
+python examples/evaluate.py \
+    --model runs/np_reward_jester \
+    --dataset_name pairs.parquet \
+    --embeddings embeddings.parquet \
+    --where split=val \
+    --num_contexts 0 1 3 5 10 20 \
+    --output_dir runs/evaluation
+```
+
 A policy needs its reference policy (the base model it was trained from):
 
 ```sh
@@ -25,6 +37,7 @@ from dataclasses import dataclass, field
 sys.path.pop(0)  # this folder: its namesake would hide the library `evaluate`
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers.hf_argparser import HfArg  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
 from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer, load_policy  # noqa: E402
@@ -33,7 +46,7 @@ from np_trl.data.loading import load_preferences  # noqa: E402
 
 @dataclass
 class ScriptArguments:
-    model_name_or_path: str = field(metadata={"help": "A trained NP-BTL reward model or NP-DPO policy."})
+    model_name_or_path: str = HfArg(aliases=["--model"], help="A trained NP-BTL reward model or NP-DPO policy.")
     dataset_name: str = field(metadata={"help": "File (parquet, JSON lines, CSV) or dataset of users to evaluate on."})
     output_dir: str = field(metadata={"help": "Where eval_results.json goes."})
     ref_model_name_or_path: str | None = field(

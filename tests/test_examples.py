@@ -2,14 +2,17 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
 import pytest
+from datasets import Dataset
 from peft import LoraConfig
 from trl import TrlParser
 
-from np_trl import NPDPOConfig, NPDPOTrainer
+from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig
+from np_trl.data.embeddings import text_id
 
 from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_gemma, tiny_tokenizer
 
@@ -69,9 +72,56 @@ def test_a_reward_model_is_trained_and_evaluated_on_files(tmp_path):
     sizes = "--hidden_size 16 --latent_size 16 --memory_size 8 --num_targets 6 --max_context 6 --max_steps 5".split()
     files = "--dataset_name train.parquet --eval_dataset_name test.jsonl --output_dir reward --report_to none".split()
     run("np_reward.py", *files, *sizes, cwd=tmp_path)
-    command = "--model_name_or_path reward --dataset_name test.jsonl --output_dir again --seed 42".split()
+    command = (
+        "--model_name_or_path reward --dataset_name test.jsonl --output_dir again --seed 42 --num_draws 1".split()
+    )
     run("evaluate.py", *command, cwd=tmp_path)
     assert results(tmp_path / "again")["eval_nc3_accuracy"] == results(tmp_path / "reward")["eval_nc3_accuracy"]
+
+
+def test_a_reward_model_is_trained_and_evaluated_on_texts_with_a_table_of_embeddings(tmp_path):
+    rows = style_rows(num_users=16, pairs_per_user=10).to_list()
+    rows[0]["rejected"] = rows[0]["chosen"]  # a tie
+    short = [{**row, "user_id": "short"} for row in rows[10:14]]
+    texts = sorted({row[side] for row in rows for side in ("chosen", "rejected")})
+    splits = [{**row, "split": split} for split in ("train", "val") for row in (rows + short)]
+    Dataset.from_list(splits).to_parquet(tmp_path / "pairs.parquet")
+    Dataset.from_list(
+        [{"text_id": text_id(text), "kind": "response", "embedding": [len(text), text.count("-")]} for text in texts]
+    ).to_parquet(tmp_path / "embeddings.parquet")
+    files = "--dataset_name pairs.parquet --embeddings embeddings.parquet".split()
+    recipe = EXAMPLES / "configs" / "np_reward_ukp.yaml"
+    sizes = "--num_targets 3 --max_context 3 --max_steps 3 --num_threads 1 --output_dir reward".split()
+    run(
+        "np_reward.py",
+        "--config",
+        recipe,
+        *files,
+        *sizes,
+        "--eval_num_contexts",
+        0,
+        5,
+        20,
+        "--eval_shuffled_contexts",
+        5,
+        cwd=tmp_path,
+    )
+    assert results(tmp_path / "reward").keys() >= {"eval_nc0_accuracy", "eval_nc5_accuracy"}
+    contexts = "--num_contexts 0 1 3 5 --where split=val".split()
+    run("evaluate.py", "--model", "reward", *files, *contexts, "--output_dir", "out", cwd=tmp_path)
+    metrics = results(tmp_path / "out")
+    assert {f"eval_nc{n}_accuracy" for n in (0, 1, 3, 5)} <= metrics.keys()
+    assert 0 <= metrics["eval_nc5_shuffled_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (EXAMPLES / "configs").glob("np_reward_*.yaml")))
+def test_every_reward_recipe_is_understood(recipe, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    script = runpy.run_path(str(EXAMPLES / "np_reward.py"), run_name="np_reward")
+    parser = TrlParser((script["ScriptArguments"], NPRewardConfig, script["ModelArguments"]))
+    script_args, training_args, _ = parser.parse_args_and_config(["--config", str(EXAMPLES / "configs" / recipe)])
+    assert training_args.output_dir == f"runs/{recipe.removesuffix('.yaml')}"
+    assert all(condition.startswith(("split=", "setting=")) for condition in script_args.where)
 
 
 def test_a_policy_is_evaluated_against_its_reference(tmp_path):
@@ -89,7 +139,7 @@ def test_a_policy_is_evaluated_against_its_reference(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / "merged")
     style_rows(seed=1).to_parquet(tmp_path / "test.parquet")
     command = "--model_name_or_path merged --ref_model_name_or_path base --dataset_name test.parquet --output_dir out"
-    run("evaluate.py", *command.split(), *"--num_contexts 0 2 --seed 42".split(), cwd=tmp_path)
+    run("evaluate.py", *command.split(), *"--num_contexts 0 2 --seed 42 --num_draws 1".split(), cwd=tmp_path)
     assert results(tmp_path / "out")["eval_nc2_accuracy"] == pytest.approx(expected["eval_nc2_accuracy"], abs=1e-6)
 
 

@@ -47,4 +47,16 @@ def test_the_curve_has_the_metrics_of_every_number_of_contexts():
         "worst_decile_accuracy",
         "nll",
         "ece",
+        "users",
+        "gain",
+        "gain_se",
     }
+    assert metrics["nc10_gain"] == 0.5 and metrics["nc10_users"] == 2
+
+
+def test_the_gain_is_that_of_the_users_who_have_enough_pairs():
+    margins = np.array([[1.0], [-1.0], [1.0], [1.0], [1.0]])
+    conditions = np.array([[0, 0], [1, 0], [2, 0], [1, 20], [2, 20]])
+    metrics = num_context_curve(EvalPrediction(margins, conditions))
+    assert metrics["nc20_accuracy"] - metrics["nc0_accuracy"] == pytest.approx(1 / 3)
+    assert metrics["nc20_gain"] == 0.5 and metrics["nc20_users"] == 2 and metrics["nc0_users"] == 3
