@@ -20,6 +20,8 @@ def move_away_from_zero(model):
 def test_untrained_model_is_the_mean_difference_scorer():
     model, (context, mask), options = tiny_reward_model().eval(), toy_context(3, 5), torch.randn(6, 6)
     difference = ((context[:, :, 0] - context[:, :, 1]) * mask.unsqueeze(-1)).sum(dim=1)  # (U, E)
+    # shrinkage scales all rewards of a user alike
+    difference = difference / (1 + torch.nn.functional.softplus(torch.tensor(-2.0)) * mask.sum(dim=1, keepdim=True))
     expected = (options * difference[INDEX]).sum(dim=-1) / model.config.context_config.memory_size
     rewards = model(options, context_embeds=context, context_mask=mask, context_index=INDEX).logits.squeeze(-1)
     torch.testing.assert_close(rewards, expected, rtol=1e-3, atol=1e-3)
