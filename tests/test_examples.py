@@ -117,6 +117,7 @@ def test_a_reward_model_is_trained_and_evaluated_on_texts_with_a_table_of_embedd
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (EXAMPLES / "configs").glob("np_reward_*.yaml")))
 def test_every_reward_recipe_is_understood(recipe, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # the script takes its folder out
     script = runpy.run_path(str(EXAMPLES / "np_reward.py"), run_name="np_reward")
     parser = TrlParser((script["ScriptArguments"], NPRewardConfig, script["ModelArguments"]))
     script_args, training_args, _ = parser.parse_args_and_config(["--config", str(EXAMPLES / "configs" / recipe)])
