@@ -40,7 +40,7 @@ def load_preferences(
         `ValueError`: if a condition names no column, or no row meets them all.
     """
     dataset = _select(_load(name, split), where or [], name)
-    return dataset if embeddings is None else join_embeddings(dataset, _load(embeddings, split), embedding_kind)
+    return dataset if embeddings is None else join_embeddings(dataset, _load(embeddings, "train"), embedding_kind)
 
 
 def _load(name: str, split: str) -> Dataset:

@@ -170,16 +170,13 @@ class EvaluationTasks(Dataset):
         self._max_context = sizes[np.maximum(np.searchsorted(sizes, rows.counts) - 1, 0)]  # (users,)
         circle = np.random.default_rng(seed).permutation(len(rows))
         shuffled = shuffled_contexts is not None
-        self._tasks = np.concatenate(  # (tasks, 6)
-            [
-                self._conditions(num_context, draw, circle, shuffled)
-                for num_context in (shuffled_contexts if shuffled else num_contexts)
-                for draw in range(num_draws)
-            ]
-        )
+        num_contexts = shuffled_contexts if shuffled else num_contexts
+        # the tasks of one draw, (tasks, 5)
+        self._tasks = np.concatenate([self._conditions(number, circle, shuffled) for number in num_contexts])
+        self.num_draws = num_draws
 
-    def _conditions(self, num_context: int, draw: int, circle: np.ndarray, shuffled: bool) -> np.ndarray:
-        """Columns: N_C, draw, user, the user whose context is shown, and which of how many shares of the targets."""
+    def _conditions(self, num_context: int, circle: np.ndarray, shuffled: bool) -> np.ndarray:
+        """Columns: N_C, user, the user whose context is shown, and which of how many shares of the targets."""
         users = np.flatnonzero(self.rows.counts > num_context)
         circle = circle[np.isin(circle, users)]
         place = np.empty(len(self.rows), dtype=int)
@@ -193,14 +190,15 @@ class EvaluationTasks(Dataset):
         # a few steps along a random circle: nobody meets himself
         steps = share + 1 if shuffled else 0
         context_user = circle[(place[user] + steps) % max(1, len(circle))]
-        columns = np.broadcast_arrays(num_context, draw, user, context_user, share, np.repeat(shares, shares))
+        columns = np.broadcast_arrays(num_context, user, context_user, share, np.repeat(shares, shares))
         return np.stack(columns, axis=1)
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return self.num_draws * len(self._tasks)
 
     def __getitem__(self, item: int) -> EvaluationTask:
-        num_context, draw, user, context_user, share, num_shares = self._tasks[item].tolist()
+        draw, index = divmod(item, len(self._tasks))
+        num_context, user, context_user, share, num_shares = self._tasks[index].tolist()
         return EvaluationTask(
             self.rows, user, (self.seed, draw), num_context, context_user, slice(share, None, num_shares), self
         )

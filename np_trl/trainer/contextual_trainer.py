@@ -111,16 +111,19 @@ class ContextualTrainerMixin:
     ):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         tasks = dataloader.dataset
-        if isinstance(tasks, EvaluationTasks) and len(tasks.rows) > 1 and self.args.eval_shuffled_contexts:
-            metrics, self._metrics["eval"] = self._metrics["eval"], defaultdict(list)
+        if isinstance(tasks, EvaluationTasks) and self.args.eval_shuffled_contexts:
             shuffled = self._evaluation_tasks(tasks.rows, self.args.eval_shuffled_contexts)
+            if len(shuffled) == 0:  # nobody has enough pairs, or there is nobody else
+                return output
+            metrics, self._metrics["eval"] = self._metrics["eval"], defaultdict(list)
             dataloader = self._get_dataloader(shuffled, description, self.args.eval_batch_size)
             control = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, "control")
             self._metrics["eval"] = metrics
             for num_context in self.args.eval_shuffled_contexts:
                 for key in ("accuracy", "accuracy_se"):
-                    value = control.metrics[f"control_nc{num_context}_{key}"]
-                    output.metrics[f"{metric_key_prefix}_nc{num_context}_shuffled_{key}"] = value
+                    value = control.metrics.get(f"control_nc{num_context}_{key}")
+                    if value is not None:
+                        output.metrics[f"{metric_key_prefix}_nc{num_context}_shuffled_{key}"] = value
         return output
 
     @property
