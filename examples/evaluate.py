@@ -40,7 +40,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa
 from transformers.hf_argparser import HfArg  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
-from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer, load_policy  # noqa: E402
+from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardModelConfig, NPRewardTrainer, load_policy  # noqa: E402
+from np_trl.data.embeddings import add_option_ids  # noqa: E402
 from np_trl.data.loading import load_preferences  # noqa: E402
 
 
@@ -90,6 +91,9 @@ def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTraine
     )
     num_users = len(dataset.unique("user_id"))
     path = script_args.model_name_or_path
+    config = reward_config(path)
+    if config is not None and config.option_ids and "chosen" in dataset.column_names:
+        dataset = add_option_ids(dataset)
     training_args = {
         "output_dir": script_args.output_dir,
         "num_targets": 1,
@@ -106,7 +110,7 @@ def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTraine
         "seed": script_args.seed,
     }
     datasets = {"train_dataset": dataset, "eval_dataset": dataset}
-    if is_reward_model(path):
+    if config is not None:
         return NPRewardTrainer(path, args=NPRewardConfig(**training_args), **datasets)
     if script_args.ref_model_name_or_path is None:
         raise ValueError(
@@ -122,11 +126,13 @@ def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTraine
     )
 
 
-def is_reward_model(path: str) -> bool:
+def reward_config(path: str) -> NPRewardModelConfig | None:
+    """Return the configuration of a reward model; none of a policy."""
     try:
-        return AutoConfig.from_pretrained(path).model_type == "np_reward"
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError):  # an adapter has no config of its own
-        return False
+        return None
+    return config if config.model_type == NPRewardModelConfig.model_type else None
 
 
 def main(script_args: ScriptArguments) -> None:

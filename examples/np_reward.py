@@ -33,8 +33,10 @@ import torch  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
 from np_trl import NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer  # noqa: E402
+from np_trl.data.embeddings import add_option_ids  # noqa: E402
 from np_trl.data.loading import load_preferences  # noqa: E402
 from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population  # noqa: E402
+from np_trl.data.preference_rows import ID_COLUMNS  # noqa: E402
 from np_trl.data.validation import check_embeddings  # noqa: E402
 
 
@@ -78,6 +80,16 @@ class ModelArguments:
         default="sum", metadata={"help": "How context pairs are pooled: sum, mean, attention or posterior."}
     )
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the standardised embeddings."})
+    latent_distribution: str = field(
+        default="deterministic", metadata={"help": "deterministic, or gaussian (see --latent_objective)."}
+    )
+    option_vectors: bool = field(
+        default=False,
+        metadata={"help": "Whether options of the training set carry a learned vector beside their embedding."},
+    )
+    option_dropout: float = field(
+        default=0.1, metadata={"help": "Probability that an option goes without its vector in a training step."}
+    )
 
 
 def build_model(model_args: ModelArguments, embed_size: int, **kwargs) -> NPRewardModel:
@@ -87,12 +99,14 @@ def build_model(model_args: ModelArguments, embed_size: int, **kwargs) -> NPRewa
         "memory_size": model_args.memory_size,
         "pooling": model_args.pooling,
         "dropout": model_args.dropout,
+        "latent_distribution": model_args.latent_distribution,
     }
     config = NPRewardModelConfig(
         embed_size=embed_size,
         hidden_size=model_args.hidden_size,
         dropout=model_args.dropout,
         context_config=context_config,
+        option_dropout=model_args.option_dropout,
         **kwargs,
     )
     return NPRewardModel(config)
@@ -141,7 +155,11 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
         train_dataset = load_preferences(script_args.dataset_name, "train", script_args.where, **embeddings)
         eval_dataset = load_preferences(eval_name, "test", script_args.eval_where, **embeddings)
 
-    model = build_model(model_args, check_embeddings(train_dataset, "train"))
+    option_ids = None
+    if model_args.option_vectors:
+        train_dataset, eval_dataset = add_option_ids(train_dataset), add_option_ids(eval_dataset)
+        option_ids = sorted({key for column in ID_COLUMNS for key in train_dataset.unique(column) if key is not None})
+    model = build_model(model_args, check_embeddings(train_dataset, "train"), option_ids=option_ids)
     trainer = NPRewardTrainer(model, args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)

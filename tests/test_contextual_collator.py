@@ -10,6 +10,7 @@ from np_trl.data import (
     TokenTargets,
     TrainingTasks,
 )
+from np_trl.data.preference_rows import ID_COLUMNS
 
 from .testing_utils import embedded_rows
 
@@ -85,3 +86,24 @@ def test_drawn_tasks_and_plain_pairs_are_collated():
     assert batch["context_index"].tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
     assert batch["conditions"][:, 1].tolist() == [2, 0]
     assert collator(rows[:4])["option_embeds"].shape == (8, 6)
+
+
+def test_options_are_numbered_where_the_model_knows_them():
+    dataset = embedded_rows(num_users=3, pairs_per_user=6)
+    dataset = dataset.add_column("chosen_option_id", [f"joke{index % 4}" for index in range(18)])
+    dataset = dataset.add_column("rejected_option_id", ["joke1", None, "new"] * 6)
+    sampling = TaskSampling(min_context=1, max_context=2, num_targets=3, context_in_target=False)
+    collator = ContextualCollator(EmbeddingTargets(), sampling, option_ids=["joke0", "joke1", "joke2", "joke3"])
+    rows = PreferenceRows(dataset)
+    tasks = TrainingTasks(rows, sampling, seed=0)
+    items = [tasks[0], tasks[1]]
+    batch = collator(items)
+    contexts, targets = zip(*(task.draw(sampling) for task in items), strict=True)
+    pairs = [index for target in targets for index in target]
+    number = {"joke0": 1, "joke1": 2, "joke2": 3, "joke3": 4}
+    expected = [number.get(dataset[int(index)][column], 0) for column in ID_COLUMNS for index in pairs]
+    assert batch["option_ids"].tolist() == expected and 0 in expected
+    assert batch["context_option_ids"].shape == batch["context_embeds"].shape[:3]
+    assert batch["context_option_ids"][0, 0, 0] == number[dataset[int(contexts[0][0])]["chosen_option_id"]]
+    drawn = [{"user_id": "a", "context": [dataset[0]], "target": [dataset[1], dataset[2]]}]
+    assert collator(drawn)["option_ids"].tolist() == [2, 3, 0, 0]

@@ -9,6 +9,7 @@ import sys
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import AutoConfig
 from trl import TrlParser
 
 from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig
@@ -93,7 +94,9 @@ def test_a_reward_model_is_trained_and_evaluated_on_texts_with_a_table_of_embedd
     recipe = EXAMPLES / "configs" / "np_reward_ukp.yaml"
     sizes = "--num_targets 3 --max_context 3 --max_steps 3 --num_threads 1 --output_dir reward".split()
     # nobody has more than 20 pairs, at which the recipe also asks for the control
-    run("np_reward.py", "--config", recipe, *files, *sizes, cwd=tmp_path)
+    options = "--option_vectors true --latent_distribution gaussian".split()
+    run("np_reward.py", "--config", recipe, *files, *sizes, *options, cwd=tmp_path)
+    assert len(AutoConfig.from_pretrained(tmp_path / "reward").option_ids) == len(texts)
     assert results(tmp_path / "reward").keys() >= {"eval_nc5_accuracy", "eval_nc5_shuffled_accuracy"}
     assert not any(key.startswith("eval_nc20") for key in results(tmp_path / "reward"))
     contexts = "--num_contexts 0 1 3 5 --where split=val".split()

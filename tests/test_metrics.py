@@ -38,25 +38,27 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy():
 
 def test_the_curve_has_the_metrics_of_every_number_of_contexts():
     margins = np.array([[1.0, 1.0], [-1.0, np.nan], [1.0, 1.0], [1.0, np.nan]])
-    conditions = np.array([[0, 0], [1, 0], [0, 10], [1, 10]])
-    metrics = num_context_curve(EvalPrediction(margins, conditions))
+    conditions, joint = np.array([[0, 0], [1, 0], [0, 10], [1, 10]]), np.array([-2.0, -1.0, -0.5, -0.1])
+    metrics = num_context_curve(EvalPrediction((margins, joint), conditions))
     assert metrics["nc0_accuracy"] == 0.5 and metrics["nc10_accuracy"] == 1.0
     assert {key.split("_", 1)[1] for key in metrics} == {
         "accuracy",
         "accuracy_se",
         "worst_decile_accuracy",
         "nll",
+        "joint_nll",
         "ece",
         "users",
         "gain",
         "gain_se",
     }
     assert metrics["nc10_gain"] == 0.5 and metrics["nc10_users"] == 2
+    assert metrics["nc0_joint_nll"] == 1.5 and metrics["nc10_joint_nll"] == pytest.approx(0.3)
 
 
 def test_the_gain_is_that_of_the_users_who_have_enough_pairs():
     margins = np.array([[1.0], [-1.0], [1.0], [1.0], [1.0]])
     conditions = np.array([[0, 0], [1, 0], [2, 0], [1, 20], [2, 20]])
-    metrics = num_context_curve(EvalPrediction(margins, conditions))
+    metrics = num_context_curve(EvalPrediction((margins, -margins[:, 0]), conditions))
     assert metrics["nc20_accuracy"] - metrics["nc0_accuracy"] == pytest.approx(1 / 3)
     assert metrics["nc20_gain"] == 0.5 and metrics["nc20_users"] == 2 and metrics["nc0_users"] == 3

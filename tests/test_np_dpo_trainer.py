@@ -193,7 +193,7 @@ def test_evaluation_reports_every_number_of_contexts_beside_trls_metrics(tmp_pat
 def test_several_evaluation_sets_and_metrics_of_ones_own(tmp_path):
     sets = {"near": style_rows(seed=1), "far": style_rows(seed=2)}
     trainer = build(
-        tmp_path, eval_dataset=sets, compute_metrics=lambda prediction: {"tasks": len(prediction.predictions)}
+        tmp_path, eval_dataset=sets, compute_metrics=lambda prediction: {"tasks": len(prediction.predictions[0])}
     )
     trainer.train()
     metrics = trainer.evaluate()
@@ -215,7 +215,7 @@ def test_evaluation_margins_are_those_of_trl(tmp_path, ld_alpha):
     )
     trainer.train()
     captured = []
-    trainer._user_metrics = lambda prediction: captured.append(prediction.predictions) or {}
+    trainer._user_metrics = lambda prediction: captured.append(prediction.predictions[0]) or {}
     metrics = trainer.evaluate()
     assert captured[0].mean() == pytest.approx(metrics["eval_rewards/margins"], abs=1e-5)
     assert (captured[0] > 0).mean() == pytest.approx(metrics["eval_rewards/accuracies"], abs=1e-6)

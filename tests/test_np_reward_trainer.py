@@ -116,3 +116,15 @@ def test_embeddings_of_another_size_are_refused(tmp_path):
 
 def test_it_is_trls_trainer():
     assert issubclass(NPRewardTrainer, RewardTrainer)
+
+
+def test_vectors_of_options_are_trained_and_missed(tmp_path, caplog):
+    dataset = embedded_rows()
+    options = [f"option {index % 7}" for index in range(len(dataset))]
+    dataset = dataset.add_column("chosen_option_id", options).add_column("rejected_option_id", options[::-1])
+    model = tiny_reward_model(option_ids=sorted(set(options)))
+    trainer = build(tmp_path, model=model, train_dataset=dataset, eval_dataset=embedded_rows(seed=1))
+    assert "The eval dataset has no ['chosen_option_id', 'rejected_option_id'] column" in caplog.text
+    trainer.train()
+    assert (model.option_vectors.weight != 0).any(dim=1).all()
+    assert 0 <= trainer.evaluate()["eval_nc2_accuracy"] <= 1

@@ -4,7 +4,7 @@ The collator: users in, one padded batch out.
 The batch contract, with U users, P pairs in all, C context pairs (at least 1, padded and masked), E embedding size:
 what the target collator returns for the P target pairs (2P rows, chosen first, as in TRL); `context_embeds`
 (U, C, 2, E), axis 2 = chosen, rejected; `context_mask` (U, C); `context_index` (2P,), row -> user. In evaluation also
-`conditions` (U, 2): user and N_C.
+`conditions` (U, 2): user and N_C. Where options are numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
 """
 
 import zlib
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
 from np_trl.data.tasks import EvaluationTask, Task, TaskSampling
 
 
@@ -60,10 +60,19 @@ class ContextualCollator:
             Collates the target pairs.
         sampling ([`TaskSampling`]):
             How training tasks are drawn.
+        option_ids (`list[str]`, *optional*):
+            Options that the model numbers, from 1, by the columns `chosen_option_id` and `rejected_option_id`. All
+            others get 0.
     """
 
-    def __init__(self, target_collator: TokenTargets | EmbeddingTargets, sampling: TaskSampling):
+    def __init__(
+        self,
+        target_collator: TokenTargets | EmbeddingTargets,
+        sampling: TaskSampling,
+        option_ids: list[str] | None = None,
+    ):
         self.target_collator, self.sampling = target_collator, sampling
+        self._numbers = {key: number for number, key in enumerate(option_ids or [], start=1)}
 
     def __call__(self, items: list[Task] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if isinstance(items[0], Task):
@@ -75,34 +84,51 @@ class ContextualCollator:
     def _collate_tasks(self, tasks: list[Task]) -> dict[str, torch.Tensor]:
         rows = tasks[0].rows
         contexts, targets = zip(*(task.draw(self.sampling) for task in tasks), strict=True)
-        pairs = self.target_collator.read(rows, [index for target in targets for index in target])
-        context_pairs = [index for context in contexts for index in context]
+        target_pairs = [index for target in targets for index in target]
         # one row even where no user has a context, for its size
-        context_embeds = rows.embeds(context_pairs or targets[0][:1])
-        batch = self._pad(pairs, [len(target) for target in targets], context_embeds, [len(c) for c in contexts])
+        context_pairs = [index for context in contexts for index in context] or target_pairs[:1]
+        batch = self.target_collator(self.target_collator.read(rows, target_pairs))
+        context = {"context_embeds": rows.embeds(context_pairs)}
+        if self._numbers:
+            batch["option_ids"] = self._number(rows.option_ids(target_pairs)).T.flatten()  # (2P,)
+            context["context_option_ids"] = self._number(rows.option_ids(context_pairs))
+        batch |= _group(context, [len(context) for context in contexts], [len(target) for target in targets])
         if isinstance(tasks[0], EvaluationTask):
             batch["conditions"] = torch.tensor([(task.user, task.num_context) for task in tasks])
         return batch
 
     def _collate_drawn(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         pairs = [pair for item in items for pair in item["target"]]
-        context_embeds = stack_embeds([pair for item in items for pair in item["context"]] or pairs[:1])
+        context_pairs = [pair for item in items for pair in item["context"]] or pairs[:1]
+        batch = self.target_collator(pairs)
+        context = {"context_embeds": stack_embeds(context_pairs)}
+        if self._numbers:
+            ids, context_ids = ([[pair.get(key) for key in ID_COLUMNS] for pair in p] for p in (pairs, context_pairs))
+            batch["option_ids"] = self._number(ids).T.flatten()
+            context["context_option_ids"] = self._number(context_ids)
         counts = [len(item["context"]) for item in items]
-        batch = self._pad(pairs, [len(item["target"]) for item in items], context_embeds, counts)
+        batch |= _group(context, counts, [len(item["target"]) for item in items])
         users = [zlib.crc32(str(item["user_id"]).encode()) for item in items]
         batch["conditions"] = torch.tensor(list(zip(users, counts, strict=True)))
         return batch
 
-    def _pad(
-        self, pairs: Any, num_targets: list[int], context_embeds: torch.Tensor, num_contexts: list[int]
-    ) -> dict[str, torch.Tensor]:
-        batch = self.target_collator(pairs)
-        counts = torch.tensor(num_contexts)  # (U,)
-        mask = torch.arange(max(1, *num_contexts)) < counts.unsqueeze(1)  # (U, C)
-        padded = context_embeds.new_zeros(*mask.shape, *context_embeds.shape[1:])  # (U, C, 2, E)
-        padded[mask] = context_embeds[: counts.sum()]
-        index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(num_targets))  # (P,)
-        return {**batch, "context_embeds": padded, "context_mask": mask, "context_index": index.repeat(2)}
+    def _number(self, option_ids: list[list[str | None]]) -> torch.LongTensor:
+        """Number the options of pairs: `(P, 2)`."""
+        return torch.tensor([[self._numbers.get(key, 0) for key in pair] for pair in option_ids])
+
+
+def _group(
+    context: dict[str, torch.Tensor], num_contexts: list[int], num_targets: list[int]
+) -> dict[str, torch.Tensor]:
+    """Pad what there is of all context pairs to one row a user, and say which rows of the targets are whose."""
+    counts = torch.tensor(num_contexts)  # (U,)
+    mask = torch.arange(max(1, *num_contexts)) < counts.unsqueeze(1)  # (U, C)
+    batch = {"context_mask": mask}
+    for key, values in context.items():
+        batch[key] = values.new_zeros(*mask.shape, *values.shape[1:])  # (U, C, 2, ...)
+        batch[key][mask] = values[: counts.sum()]
+    index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(num_targets))  # (P,)
+    return {**batch, "context_index": index.repeat(2)}
 
 
 def stack_embeds(pairs: list[dict]) -> torch.Tensor:

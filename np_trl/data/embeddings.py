@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
 
 
 EMBEDDING_KINDS = ("response", "prompt_response")
@@ -19,6 +19,29 @@ EMBEDDING_KINDS = ("response", "prompt_response")
 def text_id(text: str) -> str:
     """Return the key of a text in a table of embeddings."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def add_option_ids(dataset: Dataset) -> Dataset:
+    """
+    Add the columns `chosen_option_id` and `rejected_option_id` where they are absent: the [`text_id`] of each option.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs with `chosen` and `rejected` as strings.
+
+    Returns:
+        [`~datasets.Dataset`]
+    """
+    if set(ID_COLUMNS) <= set(dataset.column_names):
+        return dataset
+
+    def identify(batch: dict[str, list]) -> dict[str, list]:
+        return {
+            column: [text_id(text) for text in batch[side]]
+            for side, column in zip(("chosen", "rejected"), ID_COLUMNS, strict=True)
+        }
+
+    return dataset.map(identify, batched=True, desc="Identifying options")
 
 
 def join_embeddings(dataset: Dataset, table: Dataset, kind: str = "response") -> Dataset:

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 
 EMBED_COLUMNS = ("chosen_embeds", "rejected_embeds")
+ID_COLUMNS = ("chosen_option_id", "rejected_option_id")
 
 
 class PreferenceRows:
@@ -36,6 +37,7 @@ class PreferenceRows:
         self._offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(self.user_ids)))])
         embed_columns = [name for name in EMBED_COLUMNS if name in dataset.column_names]
         self._embeds = dataset.select_columns(embed_columns).with_format("arrow")
+        self._ids = dataset.select_columns(list(ID_COLUMNS)) if set(ID_COLUMNS) <= set(dataset.column_names) else None
         self._others = dataset.remove_columns(embed_columns)
 
     def __len__(self) -> int:
@@ -65,6 +67,13 @@ class PreferenceRows:
         """Read rows without their embeddings, as TRL's collator takes them."""
         columns = self._others[indices]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def option_ids(self, indices: np.ndarray) -> list[tuple[str | None, str | None]]:
+        """Read the options' ids of rows, chosen and rejected; `None` where the dataset has none."""
+        if self._ids is None:
+            return [(None, None)] * len(indices)
+        columns = self._ids[indices]
+        return list(zip(*(columns[name] for name in ID_COLUMNS), strict=True))
 
     def embeds(self, indices: np.ndarray) -> torch.Tensor:
         """Read the embeddings of rows: `(len(indices), 2, E)`, axis 2 = chosen, rejected."""

@@ -13,20 +13,22 @@ def num_context_curve(prediction: EvalPrediction) -> dict[str, float]:
 
     Args:
         prediction ([`~transformers.EvalPrediction`]):
-            `predictions`: margins `(tasks, targets)`, NaN where a task has fewer targets; `label_ids`: conditions
-            `(tasks, 2)`, user and N_C.
+            `predictions`: margins `(tasks, targets)`, NaN where a task has fewer targets, and log-likelihoods of all
+            targets of a task together `(tasks,)`; `label_ids`: conditions `(tasks, 2)`, user and N_C.
 
     Returns:
         `dict[str, float]`: `nc{N}_accuracy`, `nc{N}_accuracy_se`, `nc{N}_worst_decile_accuracy`, `nc{N}_nll`,
-        `nc{N}_ece`, `nc{N}_users`; and, where N_C = 0 is there, `nc{N}_gain` and `nc{N}_gain_se`: by how much the
+        `nc{N}_joint_nll` (nats, of all targets of a task together), `nc{N}_ece`, `nc{N}_users`; and, where N_C = 0 is there, `nc{N}_gain` and `nc{N}_gain_se`: by how much the
         accuracy of the users at N exceeds that of the same users at 0.
     """
     metrics, accuracies = {}, {}
-    margins, conditions = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    margins, joint = (np.asarray(predictions) for predictions in prediction.predictions)
+    conditions = np.asarray(prediction.label_ids)
     for num_context in np.unique(conditions[:, 1]):
         selected = conditions[:, 1] == num_context
         values = _compute(margins[selected], conditions[selected, 0])
         accuracies[num_context] = _user_accuracies(margins[selected], conditions[selected, 0])
+        values["joint_nll"] = float(user_means(-joint[selected], conditions[selected, 0]).mean())
         values["users"] = len(accuracies[num_context])
         if num_context > 0 and 0 in accuracies:
             values.update(_gain(accuracies[num_context], accuracies[0]))

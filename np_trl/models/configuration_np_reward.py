@@ -27,6 +27,11 @@ class NPRewardModelConfig(PreTrainedConfig):
             Whether there is a context encoder. Without one this is the plain BTL or DPL model of one population.
         context_config (`dict` or [`ContextEncoderConfig`], *optional*):
             The context encoder. Its `embed_size` is that of the reward model.
+        option_ids (`list[str]`, *optional*):
+            Options that recur across users, each with a learned vector beside its embedding. All others are scored by
+            their embedding alone.
+        option_dropout (`float`, *optional*, defaults to `0.1`):
+            Probability that an option goes without its vector in a training step, as unseen options do.
     """
 
     model_type = "np_reward"
@@ -38,6 +43,8 @@ class NPRewardModelConfig(PreTrainedConfig):
     head: str = "bradley_terry"
     conditional: bool = True
     context_config: dict | ContextEncoderConfig | None = None
+    option_ids: list[str] | None = None
+    option_dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs):
         if self.context_config is None or isinstance(self.context_config, dict):

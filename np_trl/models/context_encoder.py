@@ -62,18 +62,40 @@ class ContextEncoder(nn.Module):
             nn.init.constant_(self.shrinkage, -2.0)
             nn.init.eye_(self.memory.weight)
 
-    def forward(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, context_embeds: torch.Tensor, context_mask: torch.Tensor, item_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
-        Summarise each user's context set in one latent (eq. 5).
+        Summarise each user's context set in one latent (eq. 5): [`ContextEncoder.moments`], sampled in training.
+
+        Returns:
+            `torch.Tensor` of shape `(U, Z)`: the latents; in evaluation their means.
+        """
+        mean, std = self.moments(context_embeds, context_mask, item_embeds)
+        return mean + std * torch.randn_like(mean) if self.training and self.is_gaussian else mean
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether latents are distributions rather than points."""
+        return self.config.latent_distribution == "gaussian"
+
+    def moments(
+        self, context_embeds: torch.Tensor, context_mask: torch.Tensor, item_embeds: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Infer the distribution q(z | D^C) of each user's latent, a diagonal normal.
 
         Args:
             context_embeds (`torch.Tensor` of shape `(U, C, 2, E)`):
                 Embeddings of the chosen and the rejected option of every context pair.
             context_mask (`torch.Tensor` of shape `(U, C)`):
                 `True` where a pair is present. A row may be all `False`: a user without context.
+            item_embeds (`torch.Tensor` of shape `(U, C, 2, E)`, *optional*):
+                What to add to the standardised embeddings: learned vectors of options that recur.
 
         Returns:
-            `torch.Tensor` of shape `(U, Z)`: the latents, independent of the order of the pairs.
+            `tuple` of two `torch.Tensor` of shape `(U, Z)`: means and standard deviations, independent of the order of
+            the pairs. The deviations are 0 in the memory channel, and everywhere for deterministic latents.
 
         Raises:
             `ValueError`: if the shapes disagree with each other or with `embed_size`.
@@ -81,15 +103,26 @@ class ContextEncoder(nn.Module):
         self._check_shapes(context_embeds, context_mask)
         mask = context_mask.bool().unsqueeze(-1)  # (U, C, 1)
         options = self.standardizer(context_embeds)  # (U, C, 2, E)
+        if item_embeds is not None:
+            options = options + item_embeds
         pairs = self._encode_pairs(self.dropout(options))  # (U, C, hidden)
-        latents = self._sample(self.set_encoder(self._pool(pairs, mask)))  # (U, set)
+        mean = self.set_encoder(self._pool(pairs, mask))  # (U, set), or both moments
+        if self.is_gaussian:
+            mean, log_std = mean.chunk(2, dim=-1)
+            std = log_std.clamp(-5, 2).exp()
+        else:
+            std = torch.zeros_like(mean)
         if self.config.memory_size:
-            difference = self.code(options[:, :, 0] - options[:, :, 1])  # (U, C, memory)
-            gates = nn.functional.softplus(self.gate(pairs)) * mask  # (U, C, 1)
-            # between the sum and the mean, as the mean of a posterior is: evidence of a kind does not add up for ever
-            weight = 1 + nn.functional.softplus(self.shrinkage) * gates.sum(dim=1)  # (U, 1)
-            latents = torch.cat([latents, self.memory((gates * difference).sum(dim=1) / weight)], dim=-1)
-        return latents  # (U, Z)
+            memory = self._memorize(options, pairs, mask)  # (U, memory)
+            mean, std = torch.cat([mean, memory], dim=-1), torch.cat([std, torch.zeros_like(memory)], dim=-1)
+        return mean, std  # (U, Z) each
+
+    def _memorize(self, options: torch.Tensor, pairs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        difference = self.code(options[:, :, 0] - options[:, :, 1])  # (U, C, memory)
+        gates = nn.functional.softplus(self.gate(pairs)) * mask  # (U, C, 1)
+        # between the sum and the mean, as the mean of a posterior is: evidence of a kind does not add up for ever
+        weight = 1 + nn.functional.softplus(self.shrinkage) * gates.sum(dim=1)  # (U, 1)
+        return self.memory((gates * difference).sum(dim=1) / weight)
 
     def _encode_pairs(self, options: torch.Tensor) -> torch.Tensor:
         chosen, rejected = self.option_encoder(options).unbind(dim=2)  # (U, C, hidden) each
@@ -114,12 +147,6 @@ class ContextEncoder(nn.Module):
         log_likelihood = (nn.functional.logsigmoid(pairs) * mask).sum(dim=1)  # (U, hidden)
         posterior = (self.empty_set + log_likelihood).softmax(dim=-1) * log_likelihood.shape[-1]  # 1 on average
         return torch.cat([posterior, (pairs * mask).sum(dim=1)], dim=-1)  # (U, 2 * hidden)
-
-    def _sample(self, moments: torch.Tensor) -> torch.Tensor:
-        if self.config.latent_distribution == "deterministic":
-            return moments
-        mean, log_std = moments.chunk(2, dim=-1)
-        return mean + torch.randn_like(mean) * log_std.exp() if self.training else mean
 
     def _check_shapes(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> None:
         embed_size = self.config.embed_size

@@ -72,6 +72,51 @@ class SkipMLP(nn.Module):
         return outputs + skip if self.sizes[1] else outputs
 
 
+class OptionVectors(nn.Module):
+    """
+    A learned vector for each option that recurs, to be added to its embedding. They start at zero.
+
+    In training, an option loses its vector in a whole batch with probability `dropout`, as if it had never been seen.
+
+    Args:
+        num_options (`int`):
+            Number of options with a vector. They are numbered from 1; 0 is an option without one.
+        embed_size (`int`):
+            Size E of an embedding.
+        dropout (`float`):
+            Probability between 0 and 1.
+    """
+
+    def __init__(self, num_options: int, embed_size: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.weight = nn.Parameter(torch.zeros(num_options, embed_size))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def kept(self) -> torch.Tensor:
+        """Draw which options keep their vectors: `(num_options + 1,)`, 0 or 1. All but the unknown one in evaluation."""
+        kept = torch.ones(len(self.weight) + 1, 1, device=self.weight.device)
+        if self.training:
+            kept.bernoulli_(1 - self.dropout)
+        kept[0] = 0
+        return kept
+
+    def forward(self, option_ids: torch.LongTensor, kept: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            option_ids (`torch.LongTensor` of shape `(...)`):
+                Numbers of options.
+            kept (`torch.Tensor` of shape `(num_options + 1, 1)`):
+                From [`OptionVectors.kept`], one draw for all options of a batch.
+
+        Returns:
+            `torch.Tensor` of shape `(..., E)`.
+        """
+        return nn.functional.embedding(option_ids, nn.functional.pad(self.weight, (0, 0, 1, 0)) * kept)
+
+
 class ZeroLinear(nn.Linear):
     """A linear map that starts at zero."""
 

@@ -38,24 +38,25 @@ class RewardHead(nn.Module):
         Args:
             hidden (`torch.Tensor` of shape `(N, hidden)`):
                 Encoded options.
-            latents (`torch.Tensor` of shape `(U, Z)`, *optional*):
-                Latents of the users. What depends on them alone is computed once for each user.
+            latents (`torch.Tensor` of shape `(U, Z)` or `(S, U, Z)`, *optional*):
+                Latents of the users, or S samples of them. What depends on them alone is computed once for each user.
             context_index (`torch.LongTensor` of shape `(N,)`, *optional*):
                 The user of each option. Not needed when there is one user an option, in order.
 
         Returns:
-            `torch.Tensor` of shape `(N, num_outputs)`.
+            `torch.Tensor` of shape `(N, num_outputs)` or `(S, N, num_outputs)`.
         """
         outputs = self.shared(hidden)
         if latents is None:
             return outputs
         latent_hidden, direction = self.latent_hidden(latents), self.bilinear(latents)  # (U, hidden) each
         if context_index is not None:
-            latent_hidden, direction = latent_hidden[context_index], direction[context_index]  # (N, hidden) each
+            # (..., N, hidden) each
+            latent_hidden, direction = latent_hidden[..., context_index, :], direction[..., context_index, :]
         outputs = outputs + self.conditional(nn.functional.gelu(self.option_hidden(hidden) + latent_hidden))
         return add_reward(outputs, (hidden * direction).mean(dim=-1))
 
 
 def add_reward(outputs: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
-    """Add `rewards` `(N,)` to the first column of `outputs` `(N, num_outputs)`."""
-    return outputs + nn.functional.pad(rewards.unsqueeze(-1), (0, outputs.shape[1] - 1))
+    """Add `rewards` `(..., N)` to the first column of `outputs` `(..., N, num_outputs)`."""
+    return outputs + nn.functional.pad(rewards.unsqueeze(-1), (0, outputs.shape[-1] - 1))

@@ -36,6 +36,8 @@ class ContextualTrainerMixin:
 
     # margins of the last batch: log-odds of each chosen option, (P,)
     _margins: torch.Tensor
+    # log-likelihood of each user's targets together, (U,), where they are not independent given the margins
+    _joint_log_likelihood: torch.Tensor | None = None
 
     def _select_users(self, dataset: Dataset, args, name: str) -> Dataset:
         """Check a dataset and leave out the users who are too short for a task, or raise."""
@@ -148,7 +150,7 @@ class ContextualTrainerMixin:
         inputs = {key: value for key, value in inputs.items() if key != "conditions"}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    # Override: return margins as predictions and conditions as labels, for `num_context_curve`.
+    # Override: return margins and joint log-likelihoods as predictions and conditions as labels, for `num_context_curve`.
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
         conditions = inputs["conditions"].to(loss.device)  # (U, 2)
@@ -157,7 +159,10 @@ class ContextualTrainerMixin:
         targets = torch.arange(len(users), device=users.device) - first[users]  # position of a pair in its task
         margins = loss.new_full((len(conditions), self.args.eval_num_targets), torch.nan)
         margins[users, targets] = self._margins.to(margins)
-        return loss, margins, conditions
+        joint = self._joint_log_likelihood
+        if joint is None:
+            joint = torch.nn.functional.logsigmoid(margins).nansum(dim=1)
+        return loss, (margins, joint.to(margins)), conditions
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute our metrics and, beside them, those of the `compute_metrics` that was passed."""
