@@ -32,93 +32,32 @@ sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate
 import torch  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
-from np_trl import NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer  # noqa: E402
+from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments  # noqa: E402
 from np_trl.data.embeddings import add_option_ids  # noqa: E402
-from np_trl.data.loading import load_preferences  # noqa: E402
+from np_trl.data.loading import PreferenceArguments  # noqa: E402
 from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population  # noqa: E402
-from np_trl.data.preference_rows import ID_COLUMNS  # noqa: E402
-from np_trl.data.validation import check_embeddings  # noqa: E402
 
 
 EXAMPLE = "example_4_1"
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(PreferenceArguments):
     num_threads: int | None = field(
         default=None, metadata={"help": "CPU threads. `accelerate launch` gives a process one if this is not set."}
     )
-    dataset_name: str = field(
-        default=EXAMPLE,
-        metadata={
-            "help": f"'{EXAMPLE}', a file (parquet, JSON lines, CSV), or a dataset on the Hub, of training users."
-        },
-    )
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "File or dataset of other users, to evaluate on. Default: split `test`."}
-    )
-    where: list[str] = field(
-        default_factory=list, metadata={"help": "Conditions `column=value` on the rows to train on."}
-    )
-    eval_where: list[str] = field(
-        default_factory=list, metadata={"help": "Conditions `column=value` on the rows to evaluate on."}
-    )
-    embeddings: str | None = field(
-        default=None, metadata={"help": "File or dataset with `text_id` and `embedding` of every text, once."}
-    )
-    embedding_kind: str = field(
-        default="response", metadata={"help": "What was embedded: `response` or `prompt_response`."}
-    )
+
+    def __post_init__(self):
+        self.dataset_name = self.dataset_name or EXAMPLE
 
 
-@dataclass
-class ModelArguments:
-    hidden_size: int = field(default=256, metadata={"help": "Width of the reward head and of the context encoder."})
-    latent_size: int = field(default=256, metadata={"help": "Size Z of the latent, the memory channel included."})
-    memory_size: int = field(default=128, metadata={"help": "Size of the memory channel. 0 turns it off."})
-    pooling: str = field(
-        default="sum", metadata={"help": "How context pairs are pooled: sum, mean, attention or posterior."}
-    )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the standardised embeddings."})
-    latent_distribution: str = field(
-        default="deterministic", metadata={"help": "deterministic, or gaussian (see --latent_objective)."}
-    )
-    option_vectors: bool = field(
-        default=False,
-        metadata={"help": "Whether options of the training set carry a learned vector beside their embedding."},
-    )
-    option_dropout: float = field(
-        default=0.1, metadata={"help": "Probability that an option goes without its vector in a training step."}
-    )
-
-
-def build_model(model_args: ModelArguments, embed_size: int, **kwargs) -> NPRewardModel:
-    context_config = {
-        "hidden_size": model_args.hidden_size,
-        "latent_size": model_args.latent_size,
-        "memory_size": model_args.memory_size,
-        "pooling": model_args.pooling,
-        "dropout": model_args.dropout,
-        "latent_distribution": model_args.latent_distribution,
-    }
-    config = NPRewardModelConfig(
-        embed_size=embed_size,
-        hidden_size=model_args.hidden_size,
-        dropout=model_args.dropout,
-        context_config=context_config,
-        option_dropout=model_args.option_dropout,
-        **kwargs,
-    )
-    return NPRewardModel(config)
-
-
-def add_baselines(metrics: dict, trainer: NPRewardTrainer, model_args: ModelArguments) -> None:
+def add_baselines(metrics: dict, trainer: NPRewardTrainer, model_args: RewardModelArguments) -> None:
     """Train BTL and DPL, which know no users and need no context, with the same data."""
     args = copy.copy(trainer.args)
     args.max_context, args.eval_num_contexts, args.eval_shuffled_contexts = 0, [0], []
     args.max_steps = min(args.max_steps, 300)  # there is no context to learn to read
     for name, head in (("btl", "bradley_terry"), ("dpl", "mean_variance")):
-        model = build_model(model_args, trainer.model.config.embed_size, conditional=False, head=head)
+        model = model_args.build(trainer.train_dataset, conditional=False, head=head)
         baseline = NPRewardTrainer(
             model, args=args, train_dataset=trainer.train_dataset, eval_dataset=trainer.eval_dataset
         )
@@ -143,23 +82,18 @@ def print_table(metrics: dict, num_contexts: list[int]) -> None:
         show("DPL accuracy", ["eval_dpl_accuracy"] * len(num_contexts))
 
 
-def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: ModelArguments) -> None:
+def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: RewardModelArguments) -> None:
     if script_args.num_threads is not None:
         torch.set_num_threads(script_args.num_threads)
     if script_args.dataset_name == EXAMPLE:
         train_dataset = piecewise_population(num_users=4000, pairs_per_user=40, seed=2 * training_args.seed)
         eval_dataset = piecewise_population(num_users=2000, pairs_per_user=30, seed=2 * training_args.seed + 1)
     else:
-        embeddings = {"embeddings": script_args.embeddings, "embedding_kind": script_args.embedding_kind}
-        eval_name = script_args.eval_dataset_name or script_args.dataset_name
-        train_dataset = load_preferences(script_args.dataset_name, "train", script_args.where, **embeddings)
-        eval_dataset = load_preferences(eval_name, "test", script_args.eval_where, **embeddings)
-
-    option_ids = None
+        train_dataset, eval_dataset = script_args.load()
     if model_args.option_vectors:
         train_dataset, eval_dataset = add_option_ids(train_dataset), add_option_ids(eval_dataset)
-        option_ids = sorted({key for column in ID_COLUMNS for key in train_dataset.unique(column) if key is not None})
-    model = build_model(model_args, check_embeddings(train_dataset, "train"), option_ids=option_ids)
+
+    model = model_args.build(train_dataset)
     trainer = NPRewardTrainer(model, args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
@@ -178,7 +112,7 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
 
 
 if __name__ == "__main__":
-    parser = TrlParser((ScriptArguments, NPRewardConfig, ModelArguments))
+    parser = TrlParser((ScriptArguments, NPRewardConfig, RewardModelArguments))
     config = Path(__file__).parent / "configs" / f"np_reward_{EXAMPLE}.yaml"
     arguments = sys.argv[1:] or ["--config", str(config)]
     main(*parser.parse_args_and_config(arguments))

@@ -20,6 +20,7 @@ _PUBLIC = {
     "NPRewardModel": "np_trl.models",
     "NPRewardModelConfig": "np_trl.models",
     "NPRewardTrainer": "np_trl.trainer",
+    "RewardModelArguments": "np_trl.trainer",
     "UserAccuracy": "np_trl.metrics",
     "UserCalibration": "np_trl.metrics",
     "UserNLL": "np_trl.metrics",
@@ -51,4 +52,11 @@ if TYPE_CHECKING:
         NPRewardModel,
         NPRewardModelConfig,
     )
-    from np_trl.trainer import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer, load_policy
+    from np_trl.trainer import (
+        NPDPOConfig,
+        NPDPOTrainer,
+        NPRewardConfig,
+        NPRewardTrainer,
+        RewardModelArguments,
+        load_policy,
+    )

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from transformers import AutoConfig
 from trl import TrlParser
 
-from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig
+from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, RewardModelArguments
 from np_trl.data.embeddings import text_id
 
 from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_gemma, tiny_tokenizer
@@ -111,7 +111,7 @@ def test_every_reward_recipe_is_understood(recipe, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # the script takes its folder out
     script = runpy.run_path(str(EXAMPLES / "np_reward.py"), run_name="np_reward")
-    parser = TrlParser((script["ScriptArguments"], NPRewardConfig, script["ModelArguments"]))
+    parser = TrlParser((script["ScriptArguments"], NPRewardConfig, RewardModelArguments))
     script_args, training_args, _ = parser.parse_args_and_config(["--config", str(EXAMPLES / "configs" / recipe)])
     assert training_args.output_dir == f"runs/{recipe.removesuffix('.yaml')}"
     assert all(condition.startswith(("split=", "setting=")) for condition in script_args.where)

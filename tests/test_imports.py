@@ -20,7 +20,7 @@ ALLOWED = {
 THIRD_PARTY = {
     "models": {"torch", "transformers", "huggingface_hub"},
     "data": {"datasets", "numpy", "pyarrow", "torch"},
-    "metrics": {"datasets", "evaluate", "numpy", "transformers"},
+    "metrics": {"datasets", "evaluate", "numpy", "torch", "transformers"},
 }
 
 

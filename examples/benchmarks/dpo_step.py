@@ -21,7 +21,7 @@ import time
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from report import save_report
+from report import report
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -184,4 +184,4 @@ if __name__ == "__main__":
         "TRL DPO peak memory, MiB": theirs,
         "memory ratio": ours / theirs,
     }
-    save_report("dpo_step", figures, seed=0)
+    report("dpo_step", figures, seed=0)

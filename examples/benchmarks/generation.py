@@ -13,7 +13,7 @@ import statistics
 import time
 
 import torch
-from report import save_report
+from report import report
 
 from np_trl import FiLMGemmaConfig, FiLMGemmaForCausalLM
 
@@ -59,4 +59,4 @@ if __name__ == "__main__":
         "base model, median ms a token": 1e3 * statistics.median(base for _, base in times),
         "ratio, median of paired rounds": statistics.median(ours / base for ours, base in times),
     }
-    save_report("generation", figures, seed=0)
+    report("generation", figures, seed=0)

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, load_from_disk
-from report import save_report
+from report import report
 from torch.profiler import ProfilerActivity, profile
 
 from np_trl import NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer
@@ -89,4 +89,4 @@ if __name__ == "__main__":
             "collator to step, median of pairs": statistics.median(c / s for s, c in times),
             "share of matrix products in a step": share_of_products(trainer, batch, arguments.num_steps),
         }
-    save_report("reward_step", figures, seed=0)
+    report("reward_step", figures, seed=0)

@@ -14,7 +14,7 @@ import json
 import statistics
 from pathlib import Path
 
-from report import save_report
+from report import report
 
 
 def summarize(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -36,4 +36,4 @@ if __name__ == "__main__":
     if len(arguments.runs) < 2:
         parser.error(f"--runs names {len(arguments.runs)} run; a standard error needs two or more.")
     runs = [json.loads((run / "eval_results.json").read_text()) for run in arguments.runs]
-    save_report(arguments.name, summarize(runs), runs=[str(run) for run in arguments.runs])
+    report(arguments.name, summarize(runs), runs=[str(run) for run in arguments.runs])

@@ -1,5 +1,6 @@
 """Preference pairs from a file or from the Hub."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_from_disk
@@ -8,6 +9,40 @@ from np_trl.data.embeddings import join_embeddings
 
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+
+
+@dataclass
+class PreferenceArguments:
+    """Arguments of a script that trains on some users and evaluates on others."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "File (parquet, JSON lines, CSV) or dataset on the Hub, of training users."},
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "File or dataset of other users, to evaluate on. Default: split `test`."}
+    )
+    where: list[str] = field(
+        default_factory=list, metadata={"help": "Conditions `column=value` on the rows to train on."}
+    )
+    eval_where: list[str] = field(
+        default_factory=list, metadata={"help": "Conditions `column=value` on the rows to evaluate on."}
+    )
+    embeddings: str | None = field(
+        default=None, metadata={"help": "File or dataset with `text_id` and `embedding` of every text, once."}
+    )
+    embedding_kind: str = field(
+        default="response", metadata={"help": "What was embedded: `response` or `prompt_response`."}
+    )
+
+    def load(self) -> tuple[Dataset, Dataset]:
+        """Load the pairs to train on and those to evaluate on."""
+        embeddings = {"embeddings": self.embeddings, "embedding_kind": self.embedding_kind}
+        eval_name = self.eval_dataset_name or self.dataset_name
+        return (
+            load_preferences(self.dataset_name, "train", self.where, **embeddings),
+            load_preferences(eval_name, "test", self.eval_where, **embeddings),
+        )
 
 
 def load_preferences(

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
+from transformers import PreTrainedModel
 
-from np_trl.models import NPRewardModel
 from np_trl.models.modeling_np_reward import NPRewardOutput
 
 
@@ -121,9 +121,10 @@ def target_sets(inputs: dict[str, torch.Tensor], context_in_target: bool) -> dic
     return sets
 
 
-def has_gaussian_latents(model: NPRewardModel) -> bool:
+def has_gaussian_latents(model: PreTrainedModel) -> bool:
     """Whether the latents of a reward model are normal distributions."""
-    return model.config.conditional and model.context_encoder.is_gaussian
+    encoder = getattr(model, "context_encoder", None)
+    return encoder is not None and encoder.is_gaussian
 
 
 def _normal(moments: tuple[torch.Tensor, torch.Tensor], memory_size: int) -> Normal:

@@ -83,6 +83,10 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
         self.processing_class = None  # options come embedded: there is no tokenizer to save
         self._set_up_contexts()
 
+    @property
+    def _embed_size(self) -> int:
+        return self.accelerator.unwrap_model(self.model).config.embed_size
+
     # Override: options are embedded already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if isinstance(dataset, IterableDataset):
