@@ -177,7 +177,7 @@ def worst_style(num_context: int) -> Callable[[EvalPrediction], dict[str, float]
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         users, num_contexts = prediction.label_ids.T
         selected = num_contexts == num_context
-        margins, _ = prediction.predictions
+        margins, _, _ = prediction.predictions
         correct = margins[selected] > 0
         styles = users[selected] % len(STYLES)
         accuracies = [correct[styles == style].mean() for style in np.unique(styles)]

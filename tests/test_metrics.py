@@ -39,7 +39,7 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy():
 def test_the_curve_has_the_metrics_of_every_number_of_contexts():
     margins = np.array([[1.0, 1.0], [-1.0, np.nan], [1.0, 1.0], [1.0, np.nan]])
     conditions, joint = np.array([[0, 0], [1, 0], [0, 10], [1, 10]]), np.array([-2.0, -1.0, -0.5, -0.1])
-    metrics = num_context_curve(EvalPrediction((margins, joint), conditions))
+    metrics = num_context_curve(EvalPrediction((margins, joint, np.ones_like(margins, dtype=bool)), conditions))
     assert metrics["nc0_accuracy"] == 0.5 and metrics["nc10_accuracy"] == 1.0
     assert {key.split("_", 1)[1] for key in metrics} == {
         "accuracy",
@@ -59,6 +59,17 @@ def test_the_curve_has_the_metrics_of_every_number_of_contexts():
 def test_the_gain_is_that_of_the_users_who_have_enough_pairs():
     margins = np.array([[1.0], [-1.0], [1.0], [1.0], [1.0]])
     conditions = np.array([[0, 0], [1, 0], [2, 0], [1, 20], [2, 20]])
-    metrics = num_context_curve(EvalPrediction((margins, -margins[:, 0]), conditions))
+    new_options = np.ones_like(margins, dtype=bool)
+    metrics = num_context_curve(EvalPrediction((margins, -margins[:, 0], new_options), conditions))
     assert metrics["nc20_accuracy"] - metrics["nc0_accuracy"] == pytest.approx(1 / 3)
     assert metrics["nc20_gain"] == 0.5 and metrics["nc20_users"] == 2 and metrics["nc0_users"] == 3
+
+
+def test_targets_with_options_of_the_context_are_told_apart():
+    margins = np.array([[1.0, -1.0], [1.0, np.nan], [1.0, -1.0]])
+    new_options = np.array([[False, True], [True, False], [True, True]])
+    conditions = np.array([[0, 5], [1, 5], [2, 5]])
+    metrics = num_context_curve(EvalPrediction((margins, margins[:, 0], new_options), conditions))
+    assert metrics["nc5_accuracy"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert metrics["nc5_new_options_accuracy"] == pytest.approx((0 + 1 + 0.5) / 3)
+    assert metrics["nc5_new_options_accuracy_se"] == pytest.approx(np.std([0, 1, 0.5], ddof=1) / 3**0.5)

@@ -165,3 +165,58 @@ def test_batches_do_not_depend_on_the_number_of_workers(num_workers):
         expected = collator([view[item] for item in range(start, min(start + 3, len(view)))])
         assert batch.keys() == expected.keys()
         assert all(batch[key].equal(expected[key]) for key in batch)
+
+
+def with_roles(num_users: int = 6, pairs_per_user: int = 12) -> Dataset:
+    """Users whose first pairs are for contexts, and the other ones for targets."""
+    roles = (["context"] * 8 + ["target"] * (pairs_per_user - 8)) * num_users
+    return embedded_rows(num_users, pairs_per_user).add_column("role", roles)
+
+
+@pytest.mark.parametrize("shuffled", [None, [5]])
+def test_roles_say_which_pairs_are_contexts_and_which_are_targets(shuffled):
+    rows = PreferenceRows(with_roles())
+    evaluation = EvaluationTasks(rows, [0, 5], num_targets=20, seed=0, shuffled_contexts=shuffled)
+    targets = defaultdict(set)
+    for task in map(evaluation.__getitem__, range(len(evaluation))):
+        context, target = task.draw(SAMPLING)
+        assert rows.is_context[context].all() and not rows.is_context[target].any()
+        assert len(context) == task.num_context
+        targets[task.user, task.num_context] |= set(target.tolist())
+    assert all(len(found) == 4 for found in targets.values())
+    assert {num_context for _, num_context in targets} == ({5} if shuffled else {0, 5})
+
+
+def test_with_roles_a_user_is_evaluated_where_its_contexts_suffice():
+    all_contexts = embedded_rows(1, 12).add_column("role", ["context"] * 12).remove_columns("user_id")
+    all_contexts = all_contexts.add_column("user_id", [7] * 12).select_columns(with_roles().column_names)
+    rows = PreferenceRows(concatenate_datasets([with_roles(2), all_contexts]))
+    assert rows.max_contexts.tolist() == [8, 8, -1]
+    evaluation = EvaluationTasks(rows, [0, 8, 9], num_targets=3, seed=0)
+    assert {(task.user, task.num_context) for task in map(evaluation.__getitem__, range(len(evaluation)))} == {
+        (0, 0),
+        (0, 8),
+        (1, 0),
+        (1, 8),
+    }
+
+
+def test_an_unknown_role_is_refused():
+    with pytest.raises(ValueError, match=r"\['both'\]. It may hold 'context' and 'target' only"):
+        PreferenceRows(embedded_rows(1).add_column("role", ["both"] * 12))
+
+
+def test_targets_of_options_that_no_context_has_are_told_apart():
+    options = np.random.default_rng(0).permuted(np.tile(list("abcdefgh"), (60, 1)), axis=1)[:, :2]
+    rows = PreferenceRows(
+        Dataset.from_dict({"user_id": [0] * 30 + [1] * 30, "chosen": options[:, 0], "rejected": options[:, 1]})
+    )
+    found = set()
+    evaluation = EvaluationTasks(rows, [0, 3], num_targets=20, seed=0)
+    for task in map(evaluation.__getitem__, range(len(evaluation))):
+        contexts, targets = task.protocol.split(task.user, task.key)
+        seen = set(options[contexts].flatten())  # of the largest context, at every N_C
+        expected = [not seen & set(options[target]) for target in targets]
+        assert task.has_new_options().tolist() == expected
+        found |= set(expected)
+    assert found == {True, False}

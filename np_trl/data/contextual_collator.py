@@ -4,13 +4,14 @@ The collator: users in, one padded batch out.
 The batch contract, with U users, P pairs in all, C context pairs (at least 1, padded and masked), E embedding size:
 what the target collator returns for the P target pairs (2P rows, chosen first, as in TRL); `context_embeds`
 (U, C, 2, E), axis 2 = chosen, rejected; `context_mask` (U, C); `context_index` (2P,), row -> user. In evaluation also
-`conditions` (U, 2): user and N_C. Where options are numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
+`conditions` (U, 2): user and N_C; and `new_options` (P,): whether no context pair has an option of the target. Where options are numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
 """
 
 import zlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
@@ -95,6 +96,7 @@ class ContextualCollator:
         batch |= _group(context, [len(context) for context in contexts], [len(target) for target in targets])
         if isinstance(tasks[0], EvaluationTask):
             batch["conditions"] = torch.tensor([(task.user, task.num_context) for task in tasks])
+            batch["new_options"] = torch.from_numpy(np.concatenate([task.has_new_options() for task in tasks]))
         return batch
 
     def _collate_drawn(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -110,6 +112,7 @@ class ContextualCollator:
         batch |= _group(context, counts, [len(item["target"]) for item in items])
         users = [zlib.crc32(str(item["user_id"]).encode()) for item in items]
         batch["conditions"] = torch.tensor(list(zip(users, counts, strict=True)))
+        batch["new_options"] = torch.ones(len(pairs), dtype=torch.bool)
         return batch
 
     def _number(self, option_ids: list[list[str | None]]) -> torch.LongTensor:

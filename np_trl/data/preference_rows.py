@@ -25,6 +25,9 @@ class PreferenceRows:
 
     Attributes:
         user_ids (`list`): the users, in the order of their first row.
+        is_context (`np.ndarray` of shape `(rows,)`, *optional*):
+            Where there is a column `role`, whether it says `"context"`: in an evaluation these rows are contexts only, and
+            those with `"target"` are targets only. Otherwise every row may be either.
     """
 
     def __init__(self, dataset: Dataset):
@@ -39,6 +42,7 @@ class PreferenceRows:
         self._embeds = dataset.select_columns(embed_columns).with_format("arrow")
         self._ids = dataset.select_columns(list(ID_COLUMNS)) if set(ID_COLUMNS) <= set(dataset.column_names) else None
         self._others = dataset.remove_columns(embed_columns)
+        self.is_context = self._read_roles() if "role" in dataset.column_names else None
 
     def __len__(self) -> int:
         """Number of users."""
@@ -48,6 +52,14 @@ class PreferenceRows:
     def counts(self) -> np.ndarray:
         """Number of pairs of each user, `(users,)`."""
         return np.diff(self._offsets)
+
+    @property
+    def max_contexts(self) -> np.ndarray:
+        """Largest N_C of an evaluation that leaves each user a target, `(users,)`; -1 where there is none."""
+        if self.is_context is None:
+            return self.counts - 1
+        contexts = np.add.reduceat(self.is_context[self._order], self._offsets[:-1], dtype=int)
+        return np.where(contexts < self.counts, contexts, -1)
 
     def of_user(self, user: int) -> np.ndarray:
         """Row numbers of a user's pairs, in the order of the dataset."""
@@ -60,8 +72,36 @@ class PreferenceRows:
                 f"The dataset has no `prompt` column, only {self.dataset.column_names}, so prompts cannot be told apart. "
                 "Evaluate without `eval_disjoint_prompts`."
             )
-        prompts = self.dataset.select_columns("prompt").with_format("arrow")[:].column("prompt")
-        return prompts.combine_chunks().dictionary_encode().indices.to_numpy()
+        return self._codes(["prompt"])[:, 0]
+
+    def option_codes(self) -> np.ndarray | None:
+        """
+        A number for each distinct option, by its id or else its text: `(rows, 2)`, chosen and rejected. `None` for rows
+        with neither, or with conversations.
+        """
+        for columns in (ID_COLUMNS, ("chosen", "rejected")):
+            if all(
+                getattr(self.dataset.features.get(name), "dtype", None) in ("string", "large_string")
+                for name in columns
+            ):
+                return self._codes(list(columns))
+        return None
+
+    def _codes(self, columns: list[str]) -> np.ndarray:
+        """Number the distinct values of some columns together: `(rows, columns)`."""
+        table = self.dataset.select_columns(columns).with_format("arrow")[:]
+        values = pa.chunked_array([chunk for name in columns for chunk in table.column(name).chunks])
+        codes = values.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        return codes.reshape(len(columns), -1).T
+
+    def _read_roles(self) -> np.ndarray:
+        roles = np.asarray(self.dataset.select_columns("role")[:]["role"])
+        unknown = set(roles) - {"context", "target"}
+        if unknown:
+            raise ValueError(
+                f"The column `role` holds {sorted(map(str, unknown))}. It may hold 'context' and 'target' only."
+            )
+        return roles == "context"
 
     def take(self, indices: np.ndarray) -> list[dict]:
         """Read rows without their embeddings, as TRL's collator takes them."""

@@ -100,6 +100,11 @@ class EvaluationTask(Task):
         _, targets = self.protocol.split(self.user, self.key)
         return contexts[: self.num_context], targets[self.share]
 
+    def has_new_options(self) -> np.ndarray:
+        """Whether each target is of options that no context pair of this draw has, at its largest N_C: `(targets,)`."""
+        contexts, targets = self.protocol.split(self.user, self.key)
+        return self.protocol.has_new_options(contexts, targets[self.share])
+
 
 class TrainingTasks(Dataset):
     """
@@ -137,7 +142,7 @@ class EvaluationTasks(Dataset):
 
     Args:
         rows ([`PreferenceRows`]):
-            The evaluation pairs.
+            The evaluation pairs. A column `role` may say which of them are for contexts and which for targets.
         num_contexts (`list[int]`):
             The values of N_C. As many pairs as the largest of them are kept apart from the targets, the same at every
             N_C; of a user with too few pairs, as many as the largest that fits.
@@ -166,8 +171,10 @@ class EvaluationTasks(Dataset):
     ):
         self.rows, self.num_targets, self.seed = rows, num_targets, seed
         self._prompts = rows.prompt_codes() if disjoint_prompts else None
+        self._options = rows.option_codes()
         sizes = np.sort(num_contexts)
-        self._max_context = sizes[np.maximum(np.searchsorted(sizes, rows.counts) - 1, 0)]  # (users,)
+        fitting = np.searchsorted(sizes, rows.max_contexts, side="right")
+        self._max_context = sizes[np.maximum(fitting - 1, 0)]  # (users,)
         circle = np.random.default_rng(seed).permutation(len(rows))
         shuffled = shuffled_contexts is not None
         num_contexts = shuffled_contexts if shuffled else num_contexts
@@ -177,14 +184,13 @@ class EvaluationTasks(Dataset):
 
     def _conditions(self, num_context: int, circle: np.ndarray, shuffled: bool) -> np.ndarray:
         """Columns: N_C, user, the user whose context is shown, and which of how many shares of the targets."""
-        users = np.flatnonzero(self.rows.counts > num_context)
+        users = np.flatnonzero(self.rows.max_contexts >= num_context)
         circle = circle[np.isin(circle, users)]
         place = np.empty(len(self.rows), dtype=int)
         place[circle] = np.arange(len(circle))
         shares = np.ones(len(users), dtype=int)
         if shuffled:
-            targets = np.minimum(self.rows.counts[users] - self._max_context[users], self.num_targets)
-            shares = np.minimum(targets, min(MAX_STRANGERS, len(users) - 1))
+            shares = np.minimum(self._num_targets(users), min(MAX_STRANGERS, len(users) - 1))
         user = np.repeat(users, shares)
         share = np.arange(len(user)) - np.repeat(np.cumsum(shares) - shares, shares)
         # a few steps along a random circle: nobody meets himself
@@ -192,6 +198,10 @@ class EvaluationTasks(Dataset):
         context_user = circle[(place[user] + steps) % max(1, len(circle))]
         columns = np.broadcast_arrays(num_context, user, context_user, share, np.repeat(shares, shares))
         return np.stack(columns, axis=1)
+
+    def _num_targets(self, users: np.ndarray) -> np.ndarray:
+        contexts = self._max_context if self.rows.is_context is None else self.rows.max_contexts
+        return np.minimum(self.rows.counts[users] - contexts[users], self.num_targets)
 
     def __len__(self) -> int:
         return self.num_draws * len(self._tasks)
@@ -206,7 +216,11 @@ class EvaluationTasks(Dataset):
     def split(self, user: int, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Draw the row numbers of a user's contexts, nested, and of its targets."""
         pairs = np.random.default_rng((*key, user)).permutation(self.rows.of_user(user))
-        contexts, targets = np.split(pairs, [self._max_context[user]])
+        num_context, is_context = self._max_context[user], self.rows.is_context
+        if is_context is None:
+            contexts, targets = np.split(pairs, [num_context])
+        else:
+            contexts, targets = pairs[is_context[pairs]][:num_context], pairs[~is_context[pairs]]
         if self._prompts is not None:
             targets = targets[~np.isin(self._prompts[targets], self._prompts[contexts])]
             if len(targets) == 0:
@@ -215,6 +229,12 @@ class EvaluationTasks(Dataset):
                     f"{len(contexts)}. Evaluate without `eval_disjoint_prompts`, or at fewer context pairs."
                 )
         return contexts, targets[: self.num_targets]
+
+    def has_new_options(self, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Whether each target is of options that no context has; everywhere where options cannot be told apart."""
+        if self._options is None:
+            return np.ones(len(targets), dtype=bool)
+        return ~np.isin(self._options[targets], self._options[contexts]).any(axis=1)
 
 
 class TaskSampler(Sampler):

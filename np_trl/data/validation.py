@@ -114,7 +114,7 @@ def check_embeddings(dataset: Dataset, name: str, embed_size: int | None = None)
     return size
 
 
-def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool) -> Dataset:
+def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool, evaluation: bool = False) -> Dataset:
     """
     Find the users with too few pairs for a task.
 
@@ -127,6 +127,8 @@ def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool) -
             Pairs that a task needs.
         drop (`bool`):
             Whether to drop these users, with a logged count, or to raise.
+        evaluation (`bool`, *optional*, defaults to `False`):
+            Whether only pairs for contexts count, and one for a target, where a column `role` tells them apart.
 
     Returns:
         [`~datasets.Dataset`]: the rows of the other users, in their order.
@@ -135,10 +137,11 @@ def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool) -
         `ValueError`: if there is such a user and `drop` is false, or if nobody is left.
     """
     rows = PreferenceRows(dataset)
-    short = np.flatnonzero(rows.counts < required_pairs)
+    counts = rows.max_contexts + 1 if evaluation else rows.counts
+    short = np.flatnonzero(counts < required_pairs)
     if len(short) == 0:
         return dataset
-    example = f"user {rows.user_ids[short[0]]!r} has {rows.counts[short[0]]}"
+    example = f"user {rows.user_ids[short[0]]!r} has {counts[short[0]]}"
     if not drop or len(short) == len(rows):
         raise ValueError(
             f"{len(short)} of {len(rows)} users of the {name} dataset have fewer than the {required_pairs} pairs that a "

@@ -13,16 +13,23 @@ def num_context_curve(prediction: EvalPrediction) -> dict[str, float]:
 
     Args:
         prediction ([`~transformers.EvalPrediction`]):
-            `predictions`: margins `(tasks, targets)`, NaN where a task has fewer targets, and log-likelihoods of all
-            targets of a task together `(tasks,)`; `label_ids`: conditions `(tasks, 2)`, user and N_C.
+            `predictions`: margins `(tasks, targets)`, NaN where a task has fewer targets; log-likelihoods of all targets
+            of a task together `(tasks,)`; and whether a target is of options that no context has `(tasks, targets)`.
+            `label_ids`: conditions `(tasks, 2)`, user and N_C.
 
     Returns:
-        `dict[str, float]`: `nc{N}_accuracy`, `nc{N}_accuracy_se`, `nc{N}_worst_decile_accuracy`, `nc{N}_nll`,
-        `nc{N}_joint_nll` (nats, of all targets of a task together), `nc{N}_ece`, `nc{N}_users`; and, where N_C = 0 is there, `nc{N}_gain` and `nc{N}_gain_se`: by how much the
-        accuracy of the users at N exceeds that of the same users at 0.
+        `dict[str, float]`:
+
+        - `nc{N}_accuracy`, `nc{N}_accuracy_se`, `nc{N}_worst_decile_accuracy`, `nc{N}_nll`, `nc{N}_ece`, `nc{N}_users`;
+        - `nc{N}_joint_nll`: in nats, of all targets of a task together;
+        - where N_C = 0 is there, `nc{N}_gain` and `nc{N}_gain_se`: by how much the accuracy of the users at N exceeds
+          that of the same users at 0;
+        - where options recur, `nc{N}_new_options_accuracy` and its standard error: on the targets none of whose options
+          occurs in the user's largest context, the same targets at every N.
     """
     metrics, accuracies = {}, {}
-    margins, joint = (np.asarray(predictions) for predictions in prediction.predictions)
+    margins, joint, new_options = (np.asarray(predictions) for predictions in prediction.predictions)
+    recurring = bool((~new_options & ~np.isnan(margins)).any())
     conditions = np.asarray(prediction.label_ids)
     for num_context in np.unique(conditions[:, 1]):
         selected = conditions[:, 1] == num_context
@@ -32,6 +39,9 @@ def num_context_curve(prediction: EvalPrediction) -> dict[str, float]:
         values["users"] = len(accuracies[num_context])
         if num_context > 0 and 0 in accuracies:
             values.update(_gain(accuracies[num_context], accuracies[0]))
+        if recurring:
+            unseen = np.where(new_options, margins, np.nan)[selected]
+            values.update(_new_options_accuracy(unseen, conditions[selected, 0]))
         metrics.update({f"nc{num_context}_{key}": value for key, value in values.items()})
     return metrics
 
@@ -47,6 +57,14 @@ def _gain(accuracies: dict[int, float], base: dict[int, float]) -> dict[str, flo
     if len(gains) < 2:
         return {"gain": float(gains.mean())} if len(gains) else {}
     return {"gain": float(gains.mean()), "gain_se": float(gains.std(ddof=1) / len(gains) ** 0.5)}
+
+
+def _new_options_accuracy(margins: np.ndarray, users: np.ndarray) -> dict[str, float]:
+    accuracies = np.array(list(_user_accuracies(margins, users).values()))
+    if len(accuracies) < 2:
+        return {}
+    se = float(accuracies.std(ddof=1) / len(accuracies) ** 0.5)
+    return {"new_options_accuracy": float(accuracies.mean()), "new_options_accuracy_se": se}
 
 
 def _compute(margins: np.ndarray, users: np.ndarray) -> dict[str, float]:

@@ -46,7 +46,7 @@ class ContextualTrainerMixin:
         # a user who is dropped from the evaluation is dropped where it is too short, and kept where it is not
         num_context = min(args.eval_num_contexts) if args.drop_short_users else max(args.eval_num_contexts)
         required = args.task_sampling.required_pairs if name == "train" else num_context + 1
-        return select_users(dataset, name, required, drop=args.drop_short_users)
+        return select_users(dataset, name, required, drop=args.drop_short_users, evaluation=name != "train")
 
     def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
         """Return the dataset with embedding columns, checked."""
@@ -145,12 +145,13 @@ class ContextualTrainerMixin:
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
-    # Override: conditions are for the metrics, not for the model.
+    # Override: conditions and the like are for the metrics, not for the model.
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = {key: value for key, value in inputs.items() if key != "conditions"}
+        inputs = {key: value for key, value in inputs.items() if key not in ("conditions", "new_options")}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    # Override: return margins and joint log-likelihoods as predictions and conditions as labels, for `num_context_curve`.
+    # Override: return what `num_context_curve` takes: margins, joint log-likelihoods and which options are new as
+    # predictions, conditions as labels.
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
         conditions = inputs["conditions"].to(loss.device)  # (U, 2)
@@ -158,11 +159,13 @@ class ContextualTrainerMixin:
         first = torch.searchsorted(users, torch.arange(len(conditions), device=users.device))  # (U,)
         targets = torch.arange(len(users), device=users.device) - first[users]  # position of a pair in its task
         margins = loss.new_full((len(conditions), self.args.eval_num_targets), torch.nan)
+        new_options = torch.zeros_like(margins, dtype=torch.bool)
         margins[users, targets] = self._margins.to(margins)
+        new_options[users, targets] = inputs["new_options"].to(users.device)
         joint = self._joint_log_likelihood
         if joint is None:
             joint = torch.nn.functional.logsigmoid(margins).nansum(dim=1)
-        return loss, (margins, joint.to(margins)), conditions
+        return loss, (margins, joint.to(margins), new_options), conditions
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute our metrics and, beside them, those of the `compute_metrics` that was passed."""
