@@ -93,7 +93,7 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
     if model_args.option_vectors:
         train_dataset, eval_dataset = add_option_ids(train_dataset), add_option_ids(eval_dataset)
 
-    model = model_args.build(train_dataset)
+    model = model_args.build(train_dataset, embedding_kind=script_args.embedding_kind)
     trainer = NPRewardTrainer(model, args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)

@@ -17,6 +17,7 @@ VARIANTS = [
     {"pooling": "attention"},
     {"pooling": "posterior", "memory_size": 0},
     {"memory_size": 0},
+    {"memory_weights": "gate"},
     {"latent_distribution": "gaussian"},
     # the paper's eq. 5 and eq. 21
     {"pair_features": "concatenation", "pooling": "mean", "linear_skip": False, "memory_size": 0},
@@ -51,12 +52,12 @@ def test_users_without_context_share_a_learned_latent(variant):
     assert encoder.empty_set.grad.abs().sum() > 0
 
 
-def test_memory_starts_as_a_shrunken_sum_of_differences():
-    encoder, (embeds, mask) = tiny_context_encoder(), toy_context(users=4, pairs=5)
+def test_gated_memory_starts_as_a_shrunken_sum_of_differences():
+    encoder, (embeds, mask) = tiny_context_encoder(memory_weights="gate"), toy_context(users=4, pairs=5)
     difference = ((embeds[:, :, 0] - embeds[:, :, 1]) * mask.unsqueeze(-1)).sum(dim=1)
     difference = difference / (1 + torch.nn.functional.softplus(torch.tensor(-2.0)) * mask.sum(dim=1, keepdim=True))
     memory = encoder(embeds, mask)[:, -CONTEXT_CONFIG["memory_size"] :]
-    torch.testing.assert_close(memory, encoder.code(difference), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(memory, encoder.memory.code(difference), rtol=1e-4, atol=1e-4)
 
 
 def test_posterior_pooling_is_bayes_rule():
@@ -104,7 +105,13 @@ def test_wrong_shapes_are_named():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("pooling", "max"), ("pair_features", "product"), ("latent_distribution", "cauchy")]
+    "field, value",
+    [
+        ("pooling", "max"),
+        ("pair_features", "product"),
+        ("latent_distribution", "cauchy"),
+        ("memory_weights", "uniform"),
+    ],
 )
 def test_unknown_variants_are_refused(field, value):
     with pytest.raises(Exception, match=f"`{field}='{value}'` is unknown. Choose one of"):

@@ -130,7 +130,7 @@ def test_gradient_checkpointing_keeps_the_gradients(tmp_path, film_site, use_ree
     expected = gradients()
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     actual = gradients()
-    assert {"model.film.weight", "model.context_encoder.code.weight"} <= expected.keys() == actual.keys()
+    assert {"model.film.weight", "model.context_encoder.memory.code.weight"} <= expected.keys() == actual.keys()
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], msg=name)
 
@@ -171,7 +171,7 @@ def test_film_stays_float32_under_a_bfloat16_base(tmp_path):
     model = tiny_policy(tmp_path, dtype=torch.bfloat16)
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     assert dtypes["model.layers.0.mlp.up_proj.weight"] == torch.bfloat16
-    assert dtypes["model.film.weight"] == dtypes["model.context_encoder.code.weight"] == torch.float32
+    assert dtypes["model.film.weight"] == dtypes["model.context_encoder.memory.code.weight"] == torch.float32
     logits = model(tokens(2), latents=users(2)).logits
     assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
 
@@ -260,4 +260,6 @@ def test_a_model_built_from_its_config_starts_as_the_identity():
     )  # fmt: skip
     model = FiLMGemmaForCausalLM(config).eval()
     assert torch.equal(model(tokens(2) % 500, latents=users(2)).logits, model(tokens(2) % 500).logits)
-    torch.testing.assert_close(model.model.context_encoder.memory.weight, torch.eye(CONTEXT_CONFIG["memory_size"]))
+    torch.testing.assert_close(
+        model.model.context_encoder.memory.output.weight, torch.eye(CONTEXT_CONFIG["memory_size"])
+    )

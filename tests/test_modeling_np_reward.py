@@ -3,8 +3,11 @@ import torch
 from transformers import AutoModel
 
 from np_trl import NPRewardModel, NPRewardModelConfig
+from np_trl.data.embeddings import text_id
 from np_trl.models.modeling_np_reward import NPRewardOutput
 
+from .test_remote_code import run_without_np_trl
+from .test_text_embedder import tiny_bert
 from .testing_utils import CONTEXT_CONFIG, tiny_reward_model, toy_context
 
 
@@ -19,7 +22,9 @@ def move_away_from_zero(model):
 
 
 def test_untrained_model_is_the_mean_difference_scorer():
-    model, (context, mask), options = tiny_reward_model().eval(), toy_context(3, 5), torch.randn(6, 6)
+    context_config = {**CONTEXT_CONFIG, "memory_weights": "gate"}
+    model = tiny_reward_model(context_config=context_config).eval()
+    (context, mask), options = toy_context(3, 5), torch.randn(6, 6)
     difference = ((context[:, :, 0] - context[:, :, 1]) * mask.unsqueeze(-1)).sum(dim=1)  # (U, E)
     # shrinkage scales all rewards of a user alike
     difference = difference / (1 + torch.nn.functional.softplus(torch.tensor(-2.0)) * mask.sum(dim=1, keepdim=True))
@@ -168,3 +173,133 @@ def test_samples_of_the_targets_latents_keep_the_memory_of_the_context():
     latents = torch.cat([outputs.target_moments[0][:, :4], outputs.context_moments[0][:, 4:]], dim=-1)
     expected = model(inputs["option_embeds"], latents=latents, context_index=inputs["context_index"])
     torch.testing.assert_close(outputs.logits, expected.logits)
+
+
+PAIRS = [
+    {"prompt": "a", "chosen": "take it slow", "rejected": "ask a buddy"},
+    {"prompt": "so", "chosen": "it goes", "rejected": "a buddy goes"},
+]
+OPTIONS = [{"prompt": "a", "completion": "so it goes"}, {"prompt": "so", "completion": "take it slow"}]
+
+
+def text_reward_model(path, kind: str = "response", **kwargs) -> NPRewardModel:
+    """A reward model of size 6 with a tiny embedder."""
+    model = tiny_reward_model(embedder={"name_or_path": tiny_bert(path), "kind": kind}, **kwargs).eval()
+    randomize(model.head)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["response", "prompt_response"])
+def test_a_text_is_scored_as_its_embedding_is(tmp_path, kind):
+    model = text_reward_model(tmp_path, kind)
+    texts = {"response": ["so it goes", "take it slow"], "prompt_response": ["a\nso it goes", "so\ntake it slow"]}
+    embeds = model.text_embedder.embed(texts[kind])  # (2, E)
+    latents = torch.randn(2, 12)
+    torch.testing.assert_close(model.score(OPTIONS, latents), model(embeds, latents=latents).logits.squeeze(-1))
+    swapped = torch.tensor([1, 0])
+    expected = model(embeds, latents=latents, context_index=swapped).logits.squeeze(-1)
+    torch.testing.assert_close(model.score(OPTIONS, latents, swapped), expected)
+    one = model(embeds, latents=latents[:1], context_index=torch.tensor([0, 0])).logits.squeeze(-1)
+    torch.testing.assert_close(model.score(OPTIONS, latents[:1]), one)
+
+
+def test_a_user_given_by_texts_is_the_user_given_by_their_embeddings(tmp_path):
+    model = text_reward_model(tmp_path)
+    texts = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
+    context = model.text_embedder.embed(texts).view(1, 2, 2, 6)
+    torch.testing.assert_close(model.embed_pairs(PAIRS), context)
+    torch.testing.assert_close(model.infer_user(PAIRS), model.infer_latents(context, torch.ones(1, 2)))
+    nobody = model.infer_latents(torch.randn(1, 3, 2, 6), torch.zeros(1, 3))
+    torch.testing.assert_close(model.infer_user([]), nobody)
+    torch.testing.assert_close(model.score(OPTIONS), model.score(OPTIONS, nobody))
+
+
+def test_known_texts_carry_their_learned_vectors(tmp_path):
+    known = ["take it slow", "a buddy goes"]
+    model = text_reward_model(tmp_path, option_ids=[*map(text_id, known), "joke 7"])
+    torch.nn.init.normal_(model.option_vectors.weight)
+    context_ids = torch.tensor([[[1, 0], [0, 2]]])
+    latents = model.infer_latents(model.embed_pairs(PAIRS), torch.ones(1, 2), context_ids)
+    torch.testing.assert_close(model.infer_user(PAIRS), latents)
+    assert not torch.equal(latents, model.infer_latents(model.embed_pairs(PAIRS), torch.ones(1, 2)))
+    embeds, index = model.text_embedder.embed_options(OPTIONS), torch.tensor([0, 0])
+    expected = model(embeds, latents=latents, context_index=index, option_ids=torch.tensor([0, 1])).logits
+    torch.testing.assert_close(model.score(OPTIONS, latents), expected.squeeze(-1))
+    # ids of the dataset's own
+    named = model(embeds, latents=latents, context_index=index, option_ids=torch.tensor([3, 1])).logits
+    options = [{**OPTIONS[0], "option_id": "joke 7"}, OPTIONS[1]]
+    torch.testing.assert_close(model.score(options, latents), named.squeeze(-1))
+    pairs = [{**PAIRS[0], "rejected_option_id": "joke 7"}, PAIRS[1]]
+    context_ids[0, 0, 1] = 3
+    latents = model.infer_latents(model.embed_pairs(pairs), torch.ones(1, 2), context_ids)
+    torch.testing.assert_close(model.infer_user(pairs), latents)
+
+
+def test_the_embedder_is_no_part_of_the_model(tmp_path):
+    model = text_reward_model(tmp_path / "bert")
+    names, modules = set(model.state_dict()), len(list(model.modules()))
+    assert names == set(tiny_reward_model().state_dict())
+    rewards = model.score(OPTIONS)
+    assert set(model.state_dict()) == names and len(list(model.modules())) == modules
+    model.save_pretrained(tmp_path / "reward")
+    loaded = AutoModel.from_pretrained(tmp_path / "reward")
+    assert loaded.config.embedder == model.config.embedder
+    torch.testing.assert_close(loaded.score(OPTIONS), rewards)
+    # the embedder is asked for when there is a text, not before
+    loaded.config.embedder = {"name_or_path": "no/such-embedder"}
+    loaded.save_pretrained(tmp_path / "lost")
+    lost = AutoModel.from_pretrained(tmp_path / "lost")
+    with pytest.raises(OSError, match="no/such-embedder"):
+        lost.score(OPTIONS)
+    lost.text_embedder = model.text_embedder
+    torch.testing.assert_close(lost.score(OPTIONS), rewards)
+
+
+def test_what_a_model_cannot_score_is_named(tmp_path):
+    with pytest.raises(ValueError, match="`embedder=None`.*Set `model.config.embedder`"):
+        tiny_reward_model().score(OPTIONS)
+    path = tiny_bert(tmp_path)
+    with pytest.raises(ValueError, match="gives embeddings of size 6, but this model has `embed_size=5`"):
+        tiny_reward_model(embed_size=5, embedder={"name_or_path": path}).score(OPTIONS)
+    model = tiny_reward_model(embedder={"name_or_path": path})
+    with pytest.raises(ValueError, match="`texts` is empty"):
+        model.embed_pairs([])
+    with pytest.raises(ValueError, match=r"Pair 0 has no \['rejected'\]"):
+        model.infer_user([{"chosen": "a"}])
+    unconditional = tiny_reward_model(conditional=False, embedder={"name_or_path": path}).eval()
+    assert unconditional.score(OPTIONS).shape == (2,)
+    with pytest.raises(ValueError, match="`conditional=False`: it knows no users"):
+        unconditional.infer_user(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("embedder", "message"),
+    [
+        ({"name_or_path": "bert", "poolin": "mean"}, r"unknown keys \['poolin'\]. It takes \['name_or_path'"),
+        ({"pooling": "mean"}, "has no `name_or_path`"),
+        ({"name_or_path": "bert", "pooling": "cls"}, "`pooling='cls'` is unknown"),
+        ({"name_or_path": "bert", "max_length": "long"}, "'max_length' expected int, got str"),
+    ],
+)
+def test_a_bad_embedder_is_named_when_the_config_is_made(embedder, message):
+    with pytest.raises(Exception, match=message):
+        NPRewardModelConfig(embedder=embedder)
+
+
+def test_texts_are_scored_without_np_trl(tmp_path):
+    model = text_reward_model(tmp_path / "bert", option_ids=[text_id("take it slow")])
+    torch.nn.init.normal_(model.option_vectors.weight)
+    model.save_pretrained(tmp_path / "reward")
+    rewards = model.score(OPTIONS, model.infer_user(PAIRS))
+    torch.save({"pairs": PAIRS, "options": OPTIONS, "rewards": rewards}, tmp_path / "expected.pt")
+    run_without_np_trl(
+        """
+import torch
+from transformers import AutoModel
+expected = torch.load("expected.pt")
+model = AutoModel.from_pretrained("reward", trust_remote_code=True)
+rewards = model.score(expected["options"], model.infer_user(expected["pairs"]))
+torch.testing.assert_close(rewards, expected["rewards"])
+""",
+        tmp_path,
+    )

@@ -55,8 +55,8 @@ def tiny_policy(path, film: bool = True, **kwargs) -> FiLMGemmaForCausalLM:
 
 def tiny_reward_model(embed_size: int = 6, **kwargs) -> NPRewardModel:
     torch.manual_seed(0)
-    config = NPRewardModelConfig(embed_size=embed_size, hidden_size=16, context_config=CONTEXT_CONFIG, **kwargs)
-    return NPRewardModel(config)
+    fields = {"embed_size": embed_size, "hidden_size": 16, "context_config": CONTEXT_CONFIG, **kwargs}
+    return NPRewardModel(NPRewardModelConfig(**fields))
 
 
 def toy_context(users: int, pairs: int, embed_size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

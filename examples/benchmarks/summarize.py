@@ -11,21 +11,11 @@ python examples/benchmarks/summarize.py --name np_dpo_style --runs runs/style_0 
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
 from report import report
 
-
-def summarize(runs: list[dict[str, float]]) -> dict[str, float]:
-    """Return the mean of every metric that all runs have, and of what is not a standard error already, that of the mean."""
-    figures = {}
-    for key in sorted(set.intersection(*(set(run) for run in runs))):
-        values = [run[key] for run in runs]
-        figures[key] = statistics.mean(values)
-        if not key.endswith("_se"):
-            figures[f"{key}_se_over_seeds"] = statistics.stdev(values) / len(values) ** 0.5
-    return figures
+from np_trl.metrics.report import summarize_runs
 
 
 if __name__ == "__main__":
@@ -36,4 +26,4 @@ if __name__ == "__main__":
     if len(arguments.runs) < 2:
         parser.error(f"--runs names {len(arguments.runs)} run; a standard error needs two or more.")
     runs = [json.loads((run / "eval_results.json").read_text()) for run in arguments.runs]
-    report(arguments.name, summarize(runs), runs=[str(run) for run in arguments.runs])
+    report(arguments.name, summarize_runs(runs), runs=[str(run) for run in arguments.runs])

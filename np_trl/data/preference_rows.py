@@ -121,6 +121,11 @@ class PreferenceRows:
         return torch.from_numpy(np.stack([_to_matrix(table.column(name)) for name in EMBED_COLUMNS], axis=1))
 
 
+def option_ids(dataset: Dataset) -> list[str]:
+    """Return the ids of all options of a dataset, in order."""
+    return sorted({key for name in ID_COLUMNS for key in dataset.unique(name) if key is not None})
+
+
 def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
     """Turn a column of lists of one length into a matrix, without a copy where there is one chunk."""
     values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)

@@ -1,7 +1,8 @@
-"""Where the figures of a run go: JSON with command, versions and machine."""
+"""Where the figures of runs go: means over seeds, and JSON with command, versions and machine."""
 
 import json
 import platform
+import statistics
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -35,3 +36,24 @@ def save_report(path: str | Path, figures: dict, **facts) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def summarize_runs(runs: list[dict[str, float]]) -> dict[str, float]:
+    """
+    Summarize what runs with several seeds measured.
+
+    Args:
+        runs (`list[dict[str, float]]`):
+            The figures of one run or more.
+
+    Returns:
+        `dict[str, float]`: the mean of every figure that all runs have and, of what is not a standard error already,
+        `{key}_se_over_seeds`, that of the mean, if there are several runs.
+    """
+    figures = {}
+    for key in sorted(set.intersection(*(set(run) for run in runs))):
+        values = [run[key] for run in runs]
+        figures[key] = statistics.mean(values)
+        if len(runs) > 1 and not key.endswith("_se"):
+            figures[f"{key}_se_over_seeds"] = statistics.stdev(values) / len(values) ** 0.5
+    return figures

@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 
 PAIR_FEATURES = ("difference_sum", "concatenation")
 POOLINGS = ("sum", "mean", "attention", "posterior")
+MEMORY_WEIGHTS = ("gate", "posterior")
 LATENT_DISTRIBUTIONS = ("deterministic", "gaussian")
 
 
@@ -27,6 +28,9 @@ class ContextEncoderConfig(PreTrainedConfig):
             Size Z of the latent, the memory channel included.
         memory_size (`int`, *optional*, defaults to `128`):
             Size of the memory channel, at most `latent_size`; 0 turns it off.
+        memory_weights (`str`, *optional*, defaults to `"posterior"`):
+            How much of a context pair the memory channel keeps: what a learned `"gate"` says, or what Bayes' rule says
+            under a normal prior of the user's tastes (`"posterior"`).
         pair_features (`str`, *optional*, defaults to `"difference_sum"`):
             How a pair enters: `"difference_sum"` ([phi(w) - phi(l), phi(w) + phi(l)]) or `"concatenation"`
             ([phi(w), phi(l)], eq. 5).
@@ -50,6 +54,7 @@ class ContextEncoderConfig(PreTrainedConfig):
     hidden_size: int = 128
     latent_size: int = 256
     memory_size: int = 128
+    memory_weights: str = "posterior"
     pair_features: str = "difference_sum"
     pooling: str = "sum"
     linear_skip: bool = True
@@ -60,6 +65,7 @@ class ContextEncoderConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         _check_choice("pair_features", self.pair_features, PAIR_FEATURES)
         _check_choice("pooling", self.pooling, POOLINGS)
+        _check_choice("memory_weights", self.memory_weights, MEMORY_WEIGHTS)
         _check_choice("latent_distribution", self.latent_distribution, LATENT_DISTRIBUTIONS)
         if not 0 <= self.memory_size <= self.latent_size:
             raise ValueError(

@@ -1,9 +1,12 @@
 """Configuration of the reward model."""
 
+from dataclasses import asdict
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .configuration_context_encoder import ContextEncoderConfig
+from .text_embedder import TextEmbedder
 
 
 REWARD_HEADS = ("bradley_terry", "mean_variance")
@@ -32,6 +35,9 @@ class NPRewardModelConfig(PreTrainedConfig):
             their embedding alone.
         option_dropout (`float`, *optional*, defaults to `0.1`):
             Probability that an option goes without its vector in a training step, as unseen options do.
+        embedder (`dict`, *optional*):
+            What embeds texts, as the training set was embedded: the arguments of a [`TextEmbedder`]. Without it the model
+            takes embeddings alone.
     """
 
     model_type = "np_reward"
@@ -45,11 +51,14 @@ class NPRewardModelConfig(PreTrainedConfig):
     context_config: dict | ContextEncoderConfig | None = None
     option_ids: list[str] | None = None
     option_dropout: float | int = 0.1
+    embedder: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.context_config is None or isinstance(self.context_config, dict):
             fields = {**(self.context_config or {}), "embed_size": self.embed_size}
             self.context_config = ContextEncoderConfig(**fields)
+        if self.embedder is not None:
+            self.embedder = asdict(TextEmbedder.from_settings(self.embedder))
         auto_map = {
             "AutoConfig": "configuration_np_reward.NPRewardModelConfig",
             "AutoModel": "modeling_np_reward.NPRewardModel",

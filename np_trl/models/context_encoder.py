@@ -1,9 +1,7 @@
 """
 The context encoder: a user's context set in, the user's latent z out (eq. 5 and 21 of the paper).
 
-A Deep Set over preference pairs, with a learned vector for the empty set, beside a memory channel: a gated and shrunken
-sum of (chosen - rejected) in a linear code of the options. The reward model reads the memory as an inner product with the code
-of an option, so that before any training it already scores options by the mean difference of the context.
+A Deep Set over preference pairs, with a learned vector for the empty set, beside the memory channel of `memory.py`.
 """
 
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 
 from .configuration_context_encoder import ContextEncoderConfig
 from .layers import SkipMLP, Standardizer
+from .memory import GatedMemory, PosteriorMemory
 
 
 class ContextEncoder(nn.Module):
@@ -37,15 +36,13 @@ class ContextEncoder(nn.Module):
         pooled_size = hidden_size * (2 if config.pooling == "posterior" else 1)
         self.set_encoder = SkipMLP(pooled_size, hidden_size, num_moments * set_size, config.linear_skip)
         if config.memory_size:
-            self.code = nn.Linear(config.embed_size, config.memory_size, bias=False)
-            self.gate = nn.Linear(hidden_size, 1)
-            self.shrinkage = nn.Parameter(torch.empty(()))
-            self.memory = nn.Linear(config.memory_size, config.memory_size, bias=False)
+            memory_class = PosteriorMemory if config.memory_weights == "posterior" else GatedMemory
+            self.memory = memory_class(config.embed_size, hidden_size, config.memory_size)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start the memory channel as a multiple of the sum of (chosen - rejected), every other layer as torch does."""
+        """Start the memory channel as a scorer that needs no training, every other layer as torch does."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, Standardizer)):
                 module.reset_parameters()
@@ -53,14 +50,7 @@ class ContextEncoder(nn.Module):
                 module._reset_parameters()
         nn.init.normal_(self.empty_set, std=0.02)
         if self.config.memory_size:
-            # an isometry where the code is wide enough, otherwise one in expectation
-            nn.init.orthogonal_(
-                self.code.weight, gain=max(1.0, self.config.embed_size / self.config.memory_size) ** 0.5
-            )
-            nn.init.zeros_(self.gate.weight)
-            nn.init.constant_(self.gate.bias, 0.5413)  # softplus(0.5413) = 1
-            nn.init.constant_(self.shrinkage, -2.0)
-            nn.init.eye_(self.memory.weight)
+            self.memory.reset_parameters()
 
     def forward(
         self, context_embeds: torch.Tensor, context_mask: torch.Tensor, item_embeds: torch.Tensor | None = None
@@ -105,7 +95,8 @@ class ContextEncoder(nn.Module):
         options = self.standardizer(context_embeds)  # (U, C, 2, E)
         if item_embeds is not None:
             options = options + item_embeds
-        pairs = self._encode_pairs(self.dropout(options))  # (U, C, hidden)
+        hidden = self.option_encoder(self.dropout(options))  # (U, C, 2, hidden)
+        pairs = self._encode_pairs(hidden)  # (U, C, hidden)
         mean = self.set_encoder(self._pool(pairs, mask))  # (U, set), or both moments
         if self.is_gaussian:
             mean, log_std = mean.chunk(2, dim=-1)
@@ -113,19 +104,12 @@ class ContextEncoder(nn.Module):
         else:
             std = torch.zeros_like(mean)
         if self.config.memory_size:
-            memory = self._memorize(options, pairs, mask)  # (U, memory)
+            memory = self.memory(options, hidden, pairs, mask)  # (U, memory)
             mean, std = torch.cat([mean, memory], dim=-1), torch.cat([std, torch.zeros_like(memory)], dim=-1)
         return mean, std  # (U, Z) each
 
-    def _memorize(self, options: torch.Tensor, pairs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        difference = self.code(options[:, :, 0] - options[:, :, 1])  # (U, C, memory)
-        gates = nn.functional.softplus(self.gate(pairs)) * mask  # (U, C, 1)
-        # between the sum and the mean, as the mean of a posterior is: evidence of a kind does not add up for ever
-        weight = 1 + nn.functional.softplus(self.shrinkage) * gates.sum(dim=1)  # (U, 1)
-        return self.memory((gates * difference).sum(dim=1) / weight)
-
-    def _encode_pairs(self, options: torch.Tensor) -> torch.Tensor:
-        chosen, rejected = self.option_encoder(options).unbind(dim=2)  # (U, C, hidden) each
+    def _encode_pairs(self, hidden: torch.Tensor) -> torch.Tensor:
+        chosen, rejected = hidden.unbind(dim=2)  # (U, C, hidden) each
         if self.config.pair_features == "difference_sum":
             chosen, rejected = chosen - rejected, chosen + rejected
         return self.pair_encoder(torch.cat([chosen, rejected], dim=-1))

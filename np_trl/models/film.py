@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .context_encoder import ContextEncoder
+from .layers import pool_tokens
 
 
 SIDES = ("chosen", "rejected")
@@ -216,12 +217,7 @@ class FiLMModelMixin(FiLMInitMixin):
         """
         outputs = super().forward(input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False)
         hidden_states = outputs.hidden_states[self.config.context_layer].float()  # (B, T, H)
-        if self.config.option_pooling == "last":
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-            last = (positions * completion_mask).argmax(dim=1)  # (B,)
-            return hidden_states[torch.arange(len(last), device=last.device), last]
-        weights = completion_mask.unsqueeze(-1).to(hidden_states)
-        return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
+        return pool_tokens(hidden_states, completion_mask, self.config.option_pooling)
 
 
 def _check_rows(film: torch.Tensor, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The layers that the context encoder and the reward head are made of."""
+"""The layers that the context encoder, the reward model and the embedders are made of."""
 
 import torch
 from torch import nn
@@ -124,3 +124,26 @@ class ZeroLinear(nn.Linear):
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+def pool_tokens(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """
+    Pool the hidden states of the tokens that are there.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(B, T, H)`):
+            What a layer computed.
+        mask (`torch.Tensor` of shape `(B, T)`):
+            1 where a token is to be pooled, at least once a row.
+        pooling (`str`):
+            `"mean"` or `"last"`.
+
+    Returns:
+        `torch.Tensor` of shape `(B, H)`.
+    """
+    if pooling == "last":
+        positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
+        last = (positions * mask).argmax(dim=1)  # (B,)
+        return hidden_states[torch.arange(len(last), device=last.device), last]
+    weights = mask.unsqueeze(-1).to(hidden_states)  # (B, T, 1)
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)

@@ -18,6 +18,7 @@ from .configuration_np_reward import NPRewardModelConfig
 from .context_encoder import ContextEncoder
 from .layers import OptionVectors, SkipMLP, Standardizer
 from .reward_head import RewardHead, add_reward
+from .text_scoring import TextScoringMixin
 
 
 @dataclass
@@ -40,9 +41,10 @@ class NPRewardOutput(ModelOutput):
     target_moments: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-class NPRewardModel(PreTrainedModel):
+class NPRewardModel(TextScoringMixin, PreTrainedModel):
     """
-    Reward of embedded options for users given by a context set (NP-BTL), or for one population (BTL, DPL).
+    Reward of embedded options for users given by a context set (NP-BTL), or for one population (BTL, DPL). Texts are
+    scored through the embedder that the config names: [`TextScoringMixin`].
 
     Args:
         config ([`NPRewardModelConfig`]):
@@ -52,6 +54,7 @@ class NPRewardModel(PreTrainedModel):
     ```python
     >>> latents = model.infer_latents(context_embeds, context_mask)  # (U, Z)
     >>> model(option_embeds, latents=latents, context_index=torch.tensor([0, 0, 1])).logits  # (3, 1)
+    >>> model.score([{"completion": "take it slow"}], model.infer_user(pairs))  # (1,)
     ```
     """
 
@@ -179,7 +182,7 @@ class NPRewardModel(PreTrainedModel):
         """Read the memory channel: the inner product of each option's code with its user's memory, `(..., N)`."""
         memory = latents[..., -self.config.context_config.memory_size :]  # (..., U, memory)
         memory = memory if context_index is None else memory[..., context_index, :]  # (..., N, memory)
-        return (self.context_encoder.code(options) * memory).mean(dim=-1)
+        return (self.context_encoder.memory.code(options) * memory).mean(dim=-1)
 
     def choice_logits(self, outputs: NPRewardOutput) -> torch.Tensor:
         """

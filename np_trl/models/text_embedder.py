@@ -1,0 +1,196 @@
+"""Embeddings of texts from a frozen encoder or language model: the embedder that a reward model was trained with."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .layers import pool_tokens
+
+
+# what is embedded of an option: these parts of it, a line break between them
+KINDS = {"response": ("completion",), "prompt_response": ("prompt", "completion")}
+POOLINGS = ("mean", "last")
+
+
+@strict
+@dataclass
+class TextEmbedder:
+    """
+    Embed texts, as the training set was embedded. The embedder is loaded when the first text is embedded.
+
+    Args:
+        name_or_path (`str`):
+            An encoder or a language model: its name on the Hub, or a folder.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Branch, tag or commit on the Hub.
+        pooling (`str`, *optional*, defaults to `"mean"`):
+            How the hidden states of a text become one embedding: `"mean"` over its tokens, or its `"last"`.
+        max_length (`int`, *optional*, defaults to `256`):
+            Largest number of tokens, the special ones included. What is beyond is cut off.
+        normalize (`bool`, *optional*, defaults to `False`):
+            Whether embeddings are scaled to length 1.
+        layer (`int`, *optional*):
+            Number of layers whose output is pooled. All layers, and the norm behind them, if not set.
+        kind (`str`, *optional*, defaults to `"response"`):
+            What is embedded of an option: `"response"`, its completion alone, or `"prompt_response"`, its prompt, a line
+            break and its completion.
+
+    Example:
+    ```python
+    >>> embedder = TextEmbedder("sentence-transformers/all-MiniLM-L6-v2", normalize=True)
+    >>> embedder.embed(["take it slow", "ask a buddy"])  # (2, 384)
+    ```
+    """
+
+    name_or_path: str
+    revision: str = "main"
+    pooling: str = "mean"
+    max_length: int = 256
+    normalize: bool = False
+    layer: int | None = None
+    kind: str = "response"
+
+    def __post_init__(self):
+        _check_choice("pooling", self.pooling, POOLINGS)
+        _check_choice("kind", self.kind, KINDS)
+        if self.max_length < 1:
+            raise ValueError(f"`max_length={self.max_length}` must be at least 1 token.")
+        if self.layer is not None and self.layer < 0:
+            raise ValueError(f"`layer={self.layer}` must be at least 0. Leave it out for the last layer.")
+
+    @classmethod
+    def from_settings(cls, settings: dict) -> "TextEmbedder":
+        """
+        Build an embedder from what a configuration says of it.
+
+        Args:
+            settings (`dict`):
+                The arguments of [`TextEmbedder`].
+
+        Raises:
+            `ValueError`: if a key is unknown, or `name_or_path` is absent.
+        """
+        allowed = [field.name for field in fields(cls)]
+        unknown = sorted(set(settings) - set(allowed))
+        if unknown:
+            raise ValueError(f"`embedder={settings}` has unknown keys {unknown}. It takes {allowed}.")
+        if "name_or_path" not in settings:
+            raise ValueError(
+                f"`embedder={settings}` has no `name_or_path`. Name an embedder on the Hub, or its folder."
+            )
+        return cls(**settings)
+
+    @torch.no_grad()
+    def embed(self, texts: list[str], device: torch.device | str = "cpu", batch_size: int = 32) -> torch.Tensor:
+        """
+        Embed texts. The embedding of a text does not depend on the other texts.
+
+        Args:
+            texts (`list[str]`):
+                N texts.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+                Where the embedder runs.
+            batch_size (`int`, *optional*, defaults to `32`):
+                Texts at once. Texts of about the same length go together.
+
+        Returns:
+            `torch.Tensor` of shape `(N, E)`, float32, on `device`.
+
+        Raises:
+            `ValueError`: if there are no texts, or a text has no tokens, or the embedder has fewer layers than `layer`
+            or takes fewer tokens than `max_length`.
+            `OSError`: if the embedder cannot be loaded.
+        """
+        if not texts:
+            raise ValueError("`texts` is empty. Pass at least one text to embed.")
+        # longest first: what does not fit into memory fails at once
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        embeds = torch.cat([self._embed_batch([texts[index] for index in batch], device) for batch in batches])
+        return embeds[torch.tensor(order).argsort()]  # (N, E)
+
+    def embed_options(self, options: list[dict], device: torch.device | str = "cpu") -> torch.Tensor:
+        """
+        Embed options.
+
+        Args:
+            options (`list[dict]`):
+                N options with `completion`, and `prompt` for the kind `"prompt_response"`.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+                Where the embedder runs.
+
+        Returns:
+            `torch.Tensor` of shape `(N, E)`, float32.
+
+        Raises:
+            `ValueError`: if an option lacks a part that is embedded.
+        """
+        parts = KINDS[self.kind]
+        for index, option in enumerate(options):
+            missing = [part for part in parts if part not in option]
+            if missing:
+                raise ValueError(f"Option {index} has no {missing}, but `kind={self.kind!r}` embeds {list(parts)}.")
+        return self.embed(["\n".join(option[part] for part in parts) for option in options], device)
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        # padded on the right, so that the positions of a text's tokens do not depend on the batch
+        tokenizer = self._load(AutoTokenizer, padding_side="right")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token  # masked, so any token serves
+        if self.max_length > tokenizer.model_max_length:
+            raise ValueError(
+                f"`max_length={self.max_length}` exceeds the {tokenizer.model_max_length} tokens that "
+                f"{self.name_or_path!r} takes. Lower `max_length`."
+            )
+        return tokenizer
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        model = self._load(AutoModel)
+        model.config.use_cache = False  # a language model would keep the keys and values of every token
+        return model.eval()
+
+    def _load(self, auto_class: type, **kwargs) -> PreTrainedTokenizerBase | PreTrainedModel:
+        try:
+            return auto_class.from_pretrained(self.name_or_path, revision=self.revision, **kwargs)
+        except OSError as error:  # which does not always say what was to be loaded
+            raise OSError(
+                f"The embedder {self.name_or_path!r} (`revision={self.revision!r}`) cannot be loaded. Connect to the Hub "
+                "once, or give a folder that holds it as `name_or_path`."
+            ) from error
+
+    def _embed_batch(self, texts: list[str], device: torch.device | str) -> torch.Tensor:
+        inputs = self._tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        ).to(device)
+        mask = inputs["attention_mask"]  # (B, T)
+        if not mask.any(dim=1).all():
+            raise ValueError(f"A text has no tokens for {self.name_or_path!r}. Leave empty texts out.")
+        outputs = self._model.to(device)(**inputs, output_hidden_states=self.layer is not None)
+        hidden_states = outputs.last_hidden_state if self.layer is None else self._at_layer(outputs.hidden_states)
+        embeds = pool_tokens(hidden_states.float(), mask, self.pooling)  # (B, E)
+        return nn.functional.normalize(embeds, dim=-1) if self.normalize else embeds
+
+    def _at_layer(self, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if self.layer >= len(hidden_states):
+            raise ValueError(
+                f"`layer={self.layer}` exceeds the {len(hidden_states) - 1} layers of {self.name_or_path!r}. Lower "
+                "`layer`, or leave it out for the last."
+            )
+        return hidden_states[self.layer]
+
+
+def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}={value!r}` is unknown. Choose one of {list(allowed)}.")

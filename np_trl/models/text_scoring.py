@@ -1,0 +1,141 @@
+"""Rewards of texts: what a reward model of embedded options adds to its embedder."""
+
+import hashlib
+from functools import cached_property
+
+import torch
+
+from .text_embedder import TextEmbedder
+
+
+SIDES = ("chosen", "rejected")
+
+
+class TextScoringMixin:
+    """
+    Mix into a reward model whose config has `embedder`, `option_ids` and `embed_size`.
+
+    The embedder is no part of the model: it is loaded when the first text comes, and never saved with the weights.
+    """
+
+    @cached_property
+    def text_embedder(self) -> TextEmbedder:
+        """The embedder that `config.embedder` names. Assign a [`TextEmbedder`] to use another, as from a folder."""
+        if self.config.embedder is None:
+            raise ValueError(
+                "This model has `embedder=None`, so it takes embeddings, not texts. Set `model.config.embedder` to the "
+                'embedder of its training set: `{"name_or_path": ..., "pooling": ..., "kind": ...}`.'
+            )
+        return TextEmbedder.from_settings(self.config.embedder)
+
+    def embed_pairs(self, pairs: list[dict]) -> torch.Tensor:
+        """
+        Embed a user's choices, given as text.
+
+        Args:
+            pairs (`list[dict]`):
+                C preference pairs with `chosen` and `rejected`, and `prompt` where it is embedded too.
+
+        Returns:
+            `torch.Tensor` of shape `(1, C, 2, E)`: the user's context set, for `infer_latents`. Without the learned
+            vectors of options that recur: [`TextScoringMixin.infer_user`] adds them.
+
+        Raises:
+            `ValueError`: if there are no pairs, or a pair lacks a text, or the model no embedder.
+        """
+        return self._embed(_options_of(pairs)).view(1, len(pairs), 2, -1)
+
+    def infer_user(self, pairs: list[dict]) -> torch.Tensor:
+        """
+        Infer the latent of a user from choices given as text.
+
+        Args:
+            pairs (`list[dict]`):
+                C preference pairs as in [`TextScoringMixin.embed_pairs`]; none for a user without choices. An option is
+                known to `config.option_ids` by its text, or by `chosen_option_id` and `rejected_option_id`.
+
+        Returns:
+            `torch.Tensor` of shape `(1, Z)`.
+
+        Raises:
+            `ValueError`: if the model knows no users.
+        """
+        if not self.config.conditional:
+            raise ValueError("This model has `conditional=False`: it knows no users. Call `score` without `latents`.")
+        if not pairs:
+            nothing = torch.zeros(1, 1, 2, self.config.embed_size, device=self.device)
+            return self.infer_latents(nothing, torch.zeros(1, 1, dtype=torch.bool, device=self.device))
+        mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
+        numbers = self._number(_options_of(pairs)).view(1, -1, 2)  # (1, C, 2)
+        return self.infer_latents(self.embed_pairs(pairs), mask, numbers)
+
+    @torch.no_grad()
+    def score(
+        self,
+        options: list[dict],
+        latents: torch.Tensor | None = None,
+        context_index: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Score options given as text.
+
+        Args:
+            options (`list[dict]`):
+                N options with `completion`, and `prompt` where it is embedded too. An option is known to
+                `config.option_ids` by its text, or by `option_id`.
+            latents (`torch.Tensor` of shape `(U, Z)`, *optional*):
+                Latents of the users. One serves all options. A user without choices if not given.
+            context_index (`torch.LongTensor` of shape `(N,)`, *optional*):
+                The user of each option. Not needed for one user, or one user an option, in order.
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`: rewards. Only their differences mean anything.
+
+        Raises:
+            `ValueError`: if an option lacks a text, or the model an embedder.
+
+        Example:
+        ```python
+        >>> latents = model.infer_user([{"chosen": "take it slow", "rejected": "ask a buddy"}])  # (1, Z)
+        >>> model.score([{"completion": "go slowly"}, {"completion": "call a friend"}], latents)  # (2,)
+        ```
+        """
+        if latents is None and self.config.conditional:
+            latents = self.infer_user([])
+        embeds, numbers = self._embed(options), self._number(options)  # (N, E), (N,)
+        outputs = self(embeds, latents=latents, context_index=context_index, option_ids=numbers)
+        return outputs.logits.squeeze(-1)
+
+    def _embed(self, options: list[dict]) -> torch.Tensor:
+        """Embed options `(N, E)`."""
+        embeds = self.text_embedder.embed_options(options, self.device)
+        if embeds.shape[1] != self.config.embed_size:
+            raise ValueError(
+                f"The embedder {self.text_embedder.name_or_path!r} gives embeddings of size {embeds.shape[1]}, but this "
+                f"model has `embed_size={self.config.embed_size}`. Name the embedder of its training set."
+            )
+        return embeds
+
+    def _number(self, options: list[dict]) -> torch.LongTensor:
+        """Number options `(N,)` by their ids in `config.option_ids`, from 1; 0 for an option that is not there."""
+        numbers = {key: number for number, key in enumerate(self.config.option_ids or [], start=1)}
+        ids = [option.get("option_id") or _text_id(option["completion"]) for option in options]
+        return torch.tensor([numbers.get(key, 0) for key in ids], device=self.device)
+
+
+def _text_id(text: str) -> str:
+    """The id of an option in a dataset that gives none: the start of its completion's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _options_of(pairs: list[dict]) -> list[dict]:
+    """The 2C options of pairs: chosen and rejected of the first, then of the second, ..."""
+    for index, pair in enumerate(pairs):
+        missing = [side for side in SIDES if side not in pair]
+        if missing:
+            raise ValueError(f"Pair {index} has no {missing}. Each pair needs {list(SIDES)}.")
+    return [
+        {**pair, "completion": pair[side], "option_id": pair.get(f"{side}_option_id")}
+        for pair in pairs
+        for side in SIDES
+    ]

@@ -1,0 +1,75 @@
+"""The memory channel whose weights are those of Bayes' rule."""
+
+import pytest
+import torch
+
+from np_trl.models.memory import PosteriorMemory, posterior_weights
+
+
+def choices(users: int = 4, pairs: int = 7, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Margins, kernel and a mask with every number of pairs from 0 on."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(users, pairs, 5, generator=generator) * scale
+    margins = torch.randn(users, pairs, generator=generator) * scale
+    mask = torch.arange(pairs) < 2 * torch.arange(users).unsqueeze(1)
+    return margins, features @ features.transpose(1, 2) * mask.unsqueeze(1) * mask.unsqueeze(2), mask
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_weights_are_those_of_the_mode(scale):
+    margins, kernel, mask = choices(scale=scale)
+    weights = posterior_weights(margins, kernel, mask, num_steps=60)
+    user_part = (kernel @ weights.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(weights, torch.sigmoid(-(margins + user_part)) * mask, atol=2e-3, rtol=0)
+
+
+def test_the_usual_number_of_steps_is_enough():
+    margins, kernel, mask = choices()
+    torch.testing.assert_close(
+        posterior_weights(margins, kernel, mask),
+        posterior_weights(margins, kernel, mask, num_steps=200),
+        atol=1e-3,
+        rtol=0,
+    )
+
+
+def test_gradients_are_those_of_the_mode():
+    margins, kernel, mask = choices()
+    margins.requires_grad_()
+    direction = torch.randn(margins.shape, generator=torch.Generator().manual_seed(1))
+
+    def value(shift: float) -> torch.Tensor:
+        return posterior_weights(margins + shift * direction, kernel, mask, num_steps=100).square().sum()
+
+    (gradient,) = torch.autograd.grad(value(0.0), margins)
+    numeric = (value(1e-2) - value(-1e-2)) / 2e-2
+    assert (gradient * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-2)
+    assert gradient.isfinite().all() and not gradient[~mask].any()
+
+
+def test_strong_and_contradictory_choices_do_no_harm():
+    kernel = torch.full((1, 2, 2), 400.0) * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # the same pair, both ways
+    for margins in ([[0.0, 0.0]], [[-30.0, 30.0]], [[20.0, -20.0]]):
+        weights = posterior_weights(torch.tensor(margins), kernel, torch.ones(1, 2))
+        assert weights.isfinite().all() and (weights > -0.01).all() and (weights < 1.01).all()
+    torch.testing.assert_close(
+        posterior_weights(torch.zeros(1, 2), kernel, torch.ones(1, 2)), torch.full((1, 2), 0.5), atol=1e-3, rtol=0
+    )
+
+
+def test_a_choice_that_another_explains_weighs_less():
+    torch.manual_seed(0)
+    memory = PosteriorMemory(embed_size=3, hidden_size=4, memory_size=3)
+    memory.reset_parameters()
+    torch.nn.init.eye_(memory.code.weight)
+    one, other = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    options = torch.stack([one, one, one, other]).unsqueeze(0)  # (1, 4, 2, 3)
+    recalled = memory(options, torch.zeros(1, 4, 2, 4), None, torch.ones(1, 4, 1))[0]
+    assert 1 < recalled[0] / recalled[1] < 3 and recalled[2] == 0
+
+
+def test_the_mode_is_found_in_float32_under_autocast():
+    margins, kernel, mask = choices()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights = posterior_weights(margins, kernel, mask)
+    torch.testing.assert_close(weights, posterior_weights(margins, kernel, mask))

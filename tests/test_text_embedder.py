@@ -1,0 +1,162 @@
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from np_trl import NPRewardModel, RewardModelArguments
+from np_trl.data.embeddings import EMBEDDING_KINDS, join_embeddings, text_id
+from np_trl.models.layers import pool_tokens
+from np_trl.models.text_embedder import KINDS, TextEmbedder
+
+from .test_examples import run
+from .testing_utils import embedded_rows, style_rows, tiny_gemma, tiny_reward_model
+
+
+TEXTS = ["so it goes", "a", "ask a buddy or take it slow", "take it slow"]
+
+
+def tiny_bert(path, padding_side: str = "right") -> str:
+    """Save a random BERT of 2 layers and hidden size 6, its words those of `TEXTS`, and return its path."""
+    torch.manual_seed(0)
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *dict.fromkeys(" ".join(TEXTS).split())]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", padding_side=padding_side, model_max_length=256
+    ).save_pretrained(path)
+    sizes = {"hidden_size": 6, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=256, initializer_range=0.5, **sizes))
+    model.save_pretrained(path)
+    return str(path)
+
+
+def hidden_states_alone(path: str, text: str, layer: int = -1) -> torch.Tensor:
+    """What the model at `path` says of one text without padding, `(T, H)`."""
+    inputs = AutoTokenizer.from_pretrained(path)(text, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        return AutoModel.from_pretrained(path).eval()(**inputs, output_hidden_states=True).hidden_states[layer][0]
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_texts_of_a_batch_are_embedded_as_they_are_alone(tmp_path, pooling, padding_side):
+    path = tiny_bert(tmp_path, padding_side)
+    embeds = TextEmbedder(path, pooling=pooling).embed(TEXTS, batch_size=3)
+    alone = [hidden_states_alone(path, text) for text in TEXTS]
+    expected = torch.stack([states.mean(dim=0) if pooling == "mean" else states[-1] for states in alone])
+    torch.testing.assert_close(embeds, expected)
+    assert embeds.dtype == torch.float32 and not embeds.requires_grad
+
+
+def test_a_language_model_embeds_by_its_last_token(tmp_path):
+    path, texts = tiny_gemma(tmp_path), ["How do I fix the bike?", " take it slow"]
+    embeds = TextEmbedder(path, pooling="last", max_length=128).embed(texts)
+    expected = torch.stack([hidden_states_alone(path, text)[-1] for text in texts])
+    torch.testing.assert_close(embeds, expected)
+
+
+def test_pooling_passes_padding_by_on_either_side():
+    states = torch.arange(8.0).view(2, 4, 1)
+    mask = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]])
+    assert pool_tokens(states, mask, "mean").tolist() == [[0.5], [6.0]]
+    assert pool_tokens(states, mask, "last").tolist() == [[1.0], [7.0]]
+
+
+def test_normalized_embeddings_have_length_one_and_the_same_direction(tmp_path):
+    path = tiny_bert(tmp_path)
+    embeds, unit = TextEmbedder(path).embed(TEXTS), TextEmbedder(path, normalize=True).embed(TEXTS)
+    torch.testing.assert_close(unit.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(unit * embeds.norm(dim=-1, keepdim=True), embeds)
+
+
+def test_a_layer_is_chosen_by_its_number(tmp_path):
+    path = tiny_bert(tmp_path)
+    expected = torch.stack([hidden_states_alone(path, text, layer=1).mean(dim=0) for text in TEXTS])
+    torch.testing.assert_close(TextEmbedder(path, layer=1).embed(TEXTS), expected)
+    torch.testing.assert_close(TextEmbedder(path, layer=2).embed(TEXTS), TextEmbedder(path).embed(TEXTS))
+
+
+def test_what_is_beyond_the_maximum_length_is_not_read(tmp_path):
+    embedder = TextEmbedder(tiny_bert(tmp_path), max_length=4)  # [CLS] take it [SEP]
+    torch.testing.assert_close(embedder.embed(["take it slow"]), embedder.embed(["take it"]))
+    assert not torch.equal(embedder.embed(["take it"]), embedder.embed(["take"]))
+
+
+def test_nothing_is_loaded_before_the_first_text():
+    embedder = TextEmbedder("no/such-embedder")
+    with pytest.raises(OSError, match="The embedder 'no/such-embedder' .* cannot be loaded"):
+        embedder.embed(["a"])
+
+
+@pytest.mark.parametrize("kind", EMBEDDING_KINDS)
+def test_the_texts_of_options_are_those_that_a_table_of_embeddings_holds(tmp_path, kind):
+    pairs = style_rows(num_users=1, pairs_per_user=2)
+    options = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    embedder = TextEmbedder(tiny_gemma(tmp_path), kind=kind, max_length=128)
+    texts = {
+        text if kind == "response" else pair["prompt"] + "\n" + text
+        for pair in pairs
+        for text in (pair["chosen"], pair["rejected"])
+    }
+    rows = zip(map(text_id, sorted(texts)), embedder.embed(sorted(texts)).tolist(), strict=True)
+    table = pairs.from_list([{"text_id": key, "kind": kind, "embedding": embedding} for key, embedding in rows])
+    stored = torch.tensor(join_embeddings(pairs, table, kind)["chosen_embeds"][:])
+    torch.testing.assert_close(embedder.embed_options(options), stored, rtol=1e-3, atol=1e-3)  # float16
+    assert tuple(KINDS) == EMBEDDING_KINDS
+
+
+def test_bad_values_are_named(tmp_path):
+    path = tiny_bert(tmp_path)
+    with pytest.raises(ValueError, match=r"`pooling='cls'` is unknown. Choose one of \['mean', 'last'\]"):
+        TextEmbedder(path, pooling="cls")
+    with pytest.raises(ValueError, match="`kind='prompt'` is unknown"):
+        TextEmbedder(path, kind="prompt")
+    with pytest.raises(ValueError, match="`max_length=0` must be at least 1"):
+        TextEmbedder(path, max_length=0)
+    with pytest.raises(ValueError, match="`layer=-1` must be at least 0"):
+        TextEmbedder(path, layer=-1)
+    with pytest.raises(ValueError, match="`layer=3` exceeds the 2 layers"):
+        TextEmbedder(path, layer=3).embed(TEXTS)
+    with pytest.raises(ValueError, match="`max_length=257` exceeds the 256 tokens"):
+        TextEmbedder(path, max_length=257).embed(TEXTS)
+    with pytest.raises(ValueError, match="`texts` is empty"):
+        TextEmbedder(path).embed([])
+    with pytest.raises(ValueError, match=r"Option 1 has no \['prompt'\], but `kind='prompt_response'`"):
+        TextEmbedder(path, kind="prompt_response").embed_options(
+            [{"prompt": "a", "completion": "a"}, {"completion": "a"}]
+        )
+
+
+def test_a_text_without_tokens_is_refused(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert(tmp_path))
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])  # no [CLS], no [SEP]
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="A text has no tokens"):
+        TextEmbedder(str(tmp_path)).embed(["a", ""])
+
+
+def test_a_recipe_names_the_embedder_and_the_data_what_was_embedded():
+    arguments = RewardModelArguments(embedder_name_or_path="no/such-embedder", embedder_normalize=True)
+    embedder = arguments.build(embedded_rows(), embedding_kind="prompt_response").config.embedder
+    expected = {"normalize": True, "kind": "prompt_response", "pooling": "mean", "max_length": 256}
+    assert embedder == {"name_or_path": "no/such-embedder", "revision": "main", "layer": None, **expected}
+    assert RewardModelArguments().build(embedded_rows()).config.embedder is None
+
+
+def test_the_example_prints_rewards_for_a_user_and_for_nobody(tmp_path):
+    model = tiny_reward_model(embedder={"name_or_path": tiny_bert(tmp_path / "bert")}).eval()
+    model.save_pretrained(tmp_path / "reward")
+    pairs = [{"prompt": "a", "chosen": "take it slow", "rejected": "ask a buddy"}]
+    (tmp_path / "user.json").write_text(json.dumps({"pairs": pairs}))
+    command = "--model_name_or_path reward --user user.json --prompt a --completions".split()
+    printed = run("score.py", *command, "so it goes", "it goes", cwd=tmp_path).splitlines()[-3:]
+    options = [{"completion": "so it goes"}, {"completion": "it goes"}]
+    loaded = NPRewardModel.from_pretrained(tmp_path / "reward")
+    rewards = torch.stack([loaded.score(options), loaded.score(options, loaded.infer_user(pairs))], dim=1)  # (2, 2)
+    assert printed[0].split() == ["nobody", "user"]
+    for line, option, values in zip(printed[1:], options, rewards.tolist(), strict=True):
+        assert line.split(maxsplit=2) == [f"{values[0]:.4f}", f"{values[1]:.4f}", option["completion"]]
