@@ -120,7 +120,7 @@ def linear_features(
     """
     model, rows = LinearUserModel(config), PreferenceRows(dataset)
     embeds = rows.embeds(range(len(dataset)))  # (rows, 2, E)
-    model.standardizer.fit(embeds[:50_000].flatten(0, 1))
+    model.standardizer.fit(batch.flatten(0, 1) for batch in embeds.split(batch_size))
     users = torch.empty(len(dataset), dtype=torch.long)
     for user in range(len(rows)):
         users[rows.of_user(user)] = user

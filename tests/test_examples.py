@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
@@ -115,6 +116,62 @@ def test_every_reward_recipe_is_understood(recipe, monkeypatch):
     script_args, training_args, _ = parser.parse_args_and_config(["--config", str(EXAMPLES / "configs" / recipe)])
     assert training_args.output_dir == f"runs/{recipe.removesuffix('.yaml')}"
     assert all(condition.startswith(("split=", "setting=")) for condition in script_args.where)
+
+
+TABLE_SIZES = "--hidden_size 16 --latent_size 16 --memory_size 8 --num_targets 4 --max_context 4".split()
+
+
+def write_recurring_options(path) -> list[str]:
+    """Save choices of two groups of users among twelve texts, and their embeddings; return the arguments that name them."""
+    rng = np.random.default_rng(0)
+    texts, embeddings = [f"option {index}" for index in range(12)], rng.normal(size=(12, 3))
+    rows = []
+    for user in range(24):
+        tastes = embeddings[:, user % 2]
+        for first, second in (rng.choice(12, 2, replace=False) for _ in range(30)):
+            chosen, rejected = (first, second) if tastes[first] > tastes[second] else (second, first)
+            rows.append(
+                {
+                    "user_id": user,
+                    "group": user % 2,
+                    "prompt": "?",
+                    "chosen": texts[chosen],
+                    "rejected": texts[rejected],
+                }
+            )
+    Dataset.from_list(rows).to_parquet(path / "pairs.parquet")
+    table = [{"text_id": text_id(text), "embedding": row} for text, row in zip(texts, embeddings, strict=True)]
+    Dataset.from_list(table).to_parquet(path / "embeddings.parquet")
+    names = "--dataset_name pairs.parquet --eval_dataset_name pairs.parquet --embeddings embeddings.parquet"
+    return [*names.split(), *"--report_to none --save_strategy no --output_dir out --drop_short_users true".split()]
+
+
+def test_all_baselines_are_compared_on_the_same_tasks(tmp_path):
+    steps = "--max_steps 3 --num_seeds 2 --num_features 4 --eval_num_contexts 0 3 --num_threads 1".split()
+    options = "--recurring_options true --group_column group".split()
+    printed = run("baselines.py", *write_recurring_options(tmp_path), *TABLE_SIZES, *steps, *options, cwd=tmp_path)
+    table = json.loads((tmp_path / "out" / "baselines.json").read_text())["figures"]
+    assert list(table) == [
+        "population", "pooled BTL", "DPL", "dedicated BTL", "from scratch", "mean difference", "linear features",
+        "empirical Bayes", "VPL", "NP-BTL",
+    ]  # fmt: skip
+    assert all(name in printed for name in table)
+    for name in ("population", "pooled BTL", "DPL"):  # which no context changes
+        assert table[name]["nc0_accuracy"] == pytest.approx(table[name]["nc3_accuracy"])
+    for name in ("from scratch", "mean difference"):  # which know nothing of a user without context
+        assert table[name]["nc0_accuracy"] == 0.5 and table[name]["nc0_nll"] == pytest.approx(0.6931, abs=1e-3)
+    for figures in table.values():
+        assert figures.keys() >= {
+            "nc3_accuracy", "nc3_accuracy_se", "nc3_accuracy_se_over_seeds", "nc3_worst_decile_accuracy", "nc3_nll",
+        }  # fmt: skip
+
+
+def test_options_are_withheld_from_training(tmp_path):
+    steps = "--max_steps 3 --num_seeds 1 --num_withheld 4 --eval_num_contexts 0 3".split()
+    files = write_recurring_options(tmp_path)
+    run("unseen_options.py", *files, *TABLE_SIZES, *steps, "--num_threads", 1, cwd=tmp_path)
+    figures = json.loads((tmp_path / "out" / "unseen_options.json").read_text())["figures"]
+    assert figures.keys() >= {"eval_one_nc0_accuracy", "eval_one_nc3_accuracy", "eval_one_nc3_shuffled_accuracy"}
 
 
 def test_a_policy_is_evaluated_against_its_reference(tmp_path):

@@ -138,7 +138,7 @@ def test_gradient_checkpointing_keeps_the_gradients(tmp_path, film_site, use_ree
 @pytest.mark.parametrize("film_site", FILM_SITES)
 def test_save_and_load_keep_the_logits(tmp_path, film_site):
     model = tiny_policy(tmp_path / "base", film_site=film_site)
-    model.model.context_encoder.standardizer.fit(torch.randn(20, 32) + 1)
+    model.model.context_encoder.standardizer.fit([torch.randn(20, 32) + 1])
     model.save_pretrained(tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     assert isinstance(loaded, FiLMGemmaForCausalLM) and loaded.config.film_site == film_site

@@ -18,7 +18,7 @@ def run_without_np_trl(code: str, tmp_path) -> None:
 
 def test_a_policy_infers_and_writes(tmp_path):
     model, tokenizer = tiny_policy(tmp_path / "base"), tiny_tokenizer()
-    model.model.context_encoder.standardizer.fit(torch.randn(50, 32))
+    model.model.context_encoder.standardizer.fit([torch.randn(50, 32)])
     model.save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
     pairs = [{"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"}] * 3

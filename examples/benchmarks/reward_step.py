@@ -22,17 +22,17 @@ from torch.profiler import ProfilerActivity, profile
 from np_trl import NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer
 
 
-EMBED, USERS, PAIRS = 4096, 100, 40
+EMBED, USERS, PAIRS = 4096, 100, 4000
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm"}
 
 
-def write_rows(path: str) -> Dataset:
+def write_rows(path: str, num_pairs: int = PAIRS) -> Dataset:
     embeds = List(Value("float16"), length=EMBED)
     features = Features({"user_id": Value("int64"), "chosen_embeds": embeds, "rejected_embeds": embeds})
 
     def rows():
         rng = np.random.default_rng(0)
-        for index in range(USERS * PAIRS):
+        for index in range(num_pairs):
             chosen, rejected = rng.standard_normal((2, EMBED)).astype(np.float16)
             yield {"user_id": index % USERS, "chosen_embeds": chosen, "rejected_embeds": rejected}
 
@@ -40,11 +40,14 @@ def write_rows(path: str) -> Dataset:
     return load_from_disk(f"{path}/rows")
 
 
-def build_trainer(path: str) -> NPRewardTrainer:
+def build_model() -> NPRewardModel:
     context_config = {"hidden_size": 256, "latent_size": 256, "memory_size": 128}
-    model = NPRewardModel(NPRewardModelConfig(embed_size=EMBED, hidden_size=256, context_config=context_config))
+    return NPRewardModel(NPRewardModelConfig(embed_size=EMBED, hidden_size=256, context_config=context_config))
+
+
+def build_trainer(path: str) -> NPRewardTrainer:
     args = NPRewardConfig(path, report_to="none", use_cpu=not torch.cuda.is_available())
-    trainer = NPRewardTrainer(model, args=args, train_dataset=write_rows(path))
+    trainer = NPRewardTrainer(build_model(), args=args, train_dataset=write_rows(path))
     trainer.create_optimizer()
     trainer.model.train()
     return trainer

@@ -1,5 +1,7 @@
 """The layers that the context encoder, the reward model and the embedders are made of."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -28,18 +30,26 @@ class Standardizer(nn.Module):
         """Whether there are statistics, from a training set or a checkpoint."""
         return bool(self.mean.any() or (self.scale != 1).any())
 
-    def fit(self, embeds: torch.Tensor) -> None:
+    def fit(self, batches: Iterable[torch.Tensor]) -> None:
         """
-        Take the statistics of `embeds`. A dimension that is (almost) constant is centred and not scaled.
+        Take the statistics of embeddings. A dimension that is (almost) constant is centred and not scaled.
 
         Args:
-            embeds (`torch.Tensor` of shape `(N, E)`):
-                Embeddings of the training set.
+            batches (iterable of `torch.Tensor` of shape `(N, E)`):
+                Embeddings of the training set, a part at a time.
         """
-        embeds = embeds.to(self.mean)
-        std = embeds.std(dim=0, correction=0)
+        count, total, squares = 0, 0.0, 0.0
+        for embeds in batches:
+            embeds = embeds.double()
+            count, total, squares = (
+                count + len(embeds),
+                total + embeds.sum(dim=0),
+                squares + embeds.square().sum(dim=0),
+            )
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
         constant = std <= 1e-4 * std.max()
-        self.mean.copy_(embeds.mean(dim=0))
+        self.mean.copy_(mean)
         self.scale.copy_(torch.where(constant, torch.ones_like(std), 1 / std.clamp_min(1e-12)))
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:

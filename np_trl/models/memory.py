@@ -108,7 +108,7 @@ class PosteriorMemory(Memory):
 
 
 def posterior_weights(
-    margins: torch.Tensor, kernel: torch.Tensor, mask: torch.Tensor, num_steps: int = 12
+    margins: torch.Tensor, kernel: torch.Tensor, mask: torch.Tensor, num_steps: int = 6
 ) -> torch.Tensor:
     """
     Find the mode of a Gaussian process given choices: the weights a of `f = K a` that maximise
@@ -125,7 +125,7 @@ def posterior_weights(
             Prior covariance K of the user's part f of the log-odds.
         mask (`torch.Tensor` of shape `(U, C)`):
             `True` where there is a choice.
-        num_steps (`int`, *optional*, defaults to `12`):
+        num_steps (`int`, *optional*, defaults to `6`):
             How often the bound is maximised.
 
     Returns:

@@ -78,10 +78,12 @@ class ContextualTrainerMixin:
         if not standardizers or isinstance(self.train_dataset, IterableDataset):
             return
         rows = PreferenceRows(self.train_dataset)
-        stride = -(-len(self.train_dataset) // max_rows)
-        embeds = rows.embeds(range(0, len(self.train_dataset), stride)).flatten(0, 1)  # (N, E)
-        for standardizer in standardizers:
-            standardizer.fit(embeds)
+        indices = range(0, len(self.train_dataset), -(-len(self.train_dataset) // max_rows))
+        batches = (indices[start : start + 1024] for start in range(0, len(indices), 1024))
+        first, *others = standardizers
+        first.fit(rows.embeds(batch).flatten(0, 1) for batch in batches)
+        for standardizer in others:
+            standardizer.load_state_dict(first.state_dict())
 
     # Override: the one place through which training and evaluation sets pass on their way to the model.
     def _get_dataloader(
