@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from datasets import concatenate_datasets
 from trl import RewardTrainer
 
 from np_trl import NPRewardModel, NPRewardModelConfig, NPRewardTrainer
@@ -128,3 +129,40 @@ def test_vectors_of_options_are_trained_and_missed(tmp_path, caplog):
     trainer.train()
     assert (model.option_vectors.weight != 0).any(dim=1).all()
     assert 0 <= trainer.evaluate()["eval_nc2_accuracy"] <= 1
+
+
+def test_the_best_checkpoint_by_likelihood_is_kept(tmp_path):
+    """As the paper does (App. C.2.1), through the arguments of transformers."""
+    trainer = build(
+        tmp_path,
+        eval_dataset=embedded_rows(seed=1),
+        max_steps=8,
+        learning_rate=0.3,  # it gets worse
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_nc2_nll",
+        greater_is_better=False,
+    )
+    trainer.train()
+    seen = [entry["eval_nc2_nll"] for entry in trainer.state.log_history if "eval_nc2_nll" in entry]
+    assert len(seen) == 4 and trainer.state.best_metric == min(seen) < max(seen)
+    assert trainer.evaluate()["eval_nc2_nll"] == pytest.approx(min(seen))
+
+
+def test_contexts_and_targets_of_an_evaluation_follow_their_roles(tmp_path):
+    """A user's choices turn round in the rows for targets: what the contexts say must then mislead."""
+    dataset, turned = embedded_rows(num_users=200), embedded_rows(num_users=200)
+    roles = ["context" if index % 12 < 8 else "target" for index in range(len(dataset))]
+    dataset = dataset.add_column("role", roles)
+    turned = turned.rename_columns({"chosen_embeds": "rejected_embeds", "rejected_embeds": "chosen_embeds"})
+    turned = turned.add_column("role", roles).filter(lambda row: row["role"] == "target")
+    turned = concatenate_datasets(
+        [dataset.filter(lambda row: row["role"] == "context"), turned.select_columns(dataset.column_names)]
+    )
+    trainer = build(tmp_path, eval_dataset={"same": dataset, "turned": turned}, eval_num_contexts=[0, 8])
+    metrics = trainer.evaluate()  # the untrained model scores by what was chosen
+    assert metrics["eval_same_nc8_accuracy"] > 0.6
+    assert metrics["eval_turned_nc8_accuracy"] == pytest.approx(1 - metrics["eval_same_nc8_accuracy"])
