@@ -50,6 +50,8 @@ VPL_ENCODER = {
     "linear_skip": False,
     "memory_size": 0,
 }
+# at a weight of 1 the latent is never used
+VPL_TRAINING = {"latent_objective": "vpl", "kl_weight": 0.01, "num_latent_samples": 4}
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Comparison:
             "mean difference": self.mean_difference,
             "linear features": self.linear_features,
             "empirical Bayes": lambda: self.measure(empirical_bayes(self.linear_config())),
-            "VPL": lambda: self.measure(self.build(VPL_ENCODER), latent_objective="vpl", kl_weight=0.01),
+            "VPL": lambda: self.measure(self.build(VPL_ENCODER), **VPL_TRAINING),
             "NP-BTL": lambda: self.measure(self.build()),
         }
         return {name: measure for name, measure in rows.items() if measure is not None}

@@ -25,6 +25,7 @@ _PUBLIC = {
     "UserCalibration": "np_trl.metrics",
     "UserNLL": "np_trl.metrics",
     "load_policy": "np_trl.trainer",
+    "simulate_users": "np_trl.data",
 }
 
 __all__ = ["__version__", *_PUBLIC]
@@ -41,7 +42,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from np_trl.data import ContextualCollator
+    from np_trl.data import ContextualCollator, simulate_users
     from np_trl.metrics import UserAccuracy, UserCalibration, UserNLL
     from np_trl.models import (
         ContextEncoder,

@@ -303,3 +303,19 @@ torch.testing.assert_close(rewards, expected["rewards"])
 """,
         tmp_path,
     )
+
+
+def test_dropout_of_embeddings_leaves_the_vectors_of_options():
+    """Without embeddings, known options are still told apart, and by nothing else."""
+    torch.manual_seed(0)
+    model = tiny_reward_model(option_ids=["a", "b"], option_dropout=0.0, embed_dropout=1.0)
+    move_away_from_zero(model)
+    torch.nn.init.normal_(model.option_vectors.weight)
+    options, numbers = torch.randn(4, 6), torch.tensor([1, 1, 2, 2])
+    latents = torch.randn(1, model.config.context_config.latent_size)
+    index = torch.zeros(4, dtype=torch.long)
+    rewards = model.train()(options, latents=latents, context_index=index, option_ids=numbers).logits.squeeze(-1)
+    torch.testing.assert_close(rewards[::2], rewards[1::2])
+    assert (rewards[0] - rewards[2]).abs() > 1e-3
+    rewards = model.eval()(options, latents=latents, context_index=index, option_ids=numbers).logits.squeeze(-1)
+    assert (rewards[0] - rewards[1]).abs() > 1e-3

@@ -2,6 +2,7 @@
 
 from np_trl.data.contextual_collator import ContextualCollator, EmbeddingTargets, TokenTargets
 from np_trl.data.preference_rows import PreferenceRows
+from np_trl.data.simulated_users import simulate_users
 from np_trl.data.style_population import style_bayes_accuracy, style_population
 from np_trl.data.tasks import EvaluationTasks, TaskSampler, TaskSampling, TrainingTasks
 
@@ -15,6 +16,7 @@ __all__ = [
     "TaskSampling",
     "TokenTargets",
     "TrainingTasks",
+    "simulate_users",
     "style_bayes_accuracy",
     "style_population",
 ]

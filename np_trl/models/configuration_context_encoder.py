@@ -45,7 +45,10 @@ class ContextEncoderConfig(PreTrainedConfig):
             `"deterministic"`, or `"gaussian"`: a diagonal normal, sampled in training and replaced by its mean in
             evaluation.
         dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout probability on the standardised embeddings.
+            Dropout probability on the inputs of the option encoder.
+        embed_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout probability on the standardised embeddings wherever they go, the memory channel included. Learned
+            vectors of options are added after it, so it suits options that recur and others that will not.
     """
 
     model_type = "np_context_encoder"
@@ -60,6 +63,7 @@ class ContextEncoderConfig(PreTrainedConfig):
     linear_skip: bool = True
     latent_distribution: str = "deterministic"
     dropout: float | int = 0.0
+    embed_dropout: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

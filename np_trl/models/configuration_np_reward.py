@@ -22,8 +22,9 @@ class NPRewardModelConfig(PreTrainedConfig):
             Size E of an option's embedding.
         hidden_size (`int`, *optional*, defaults to `256`):
             Width of the reward head.
-        dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout probability on the standardised embeddings.
+        dropout (`float`, *optional*, defaults to `0.0`), embed_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout probabilities on the inputs of the option encoder, and on the standardised embeddings wherever they
+            go, as in the context encoder.
         head (`str`, *optional*, defaults to `"bradley_terry"`):
             `"bradley_terry"`: one reward (eq. 7); `"mean_variance"`: a normal distribution of it (DPL).
         conditional (`bool`, *optional*, defaults to `True`):
@@ -46,6 +47,7 @@ class NPRewardModelConfig(PreTrainedConfig):
     embed_size: int = 384
     hidden_size: int = 256
     dropout: float | int = 0.0
+    embed_dropout: float | int = 0.0
     head: str = "bradley_terry"
     conditional: bool = True
     context_config: dict | ContextEncoderConfig | None = None

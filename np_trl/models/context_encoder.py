@@ -26,7 +26,7 @@ class ContextEncoder(nn.Module):
         self.config = config
         hidden_size, set_size = config.hidden_size, config.latent_size - config.memory_size
         self.standardizer = Standardizer(config.embed_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.embed_dropout, self.dropout = nn.Dropout(config.embed_dropout), nn.Dropout(config.dropout)
         self.option_encoder = SkipMLP(config.embed_size, hidden_size, hidden_size, config.linear_skip)
         self.pair_encoder = SkipMLP(2 * hidden_size, hidden_size, hidden_size, config.linear_skip)
         self.empty_set = nn.Parameter(torch.empty(hidden_size))
@@ -92,7 +92,7 @@ class ContextEncoder(nn.Module):
         """
         self._check_shapes(context_embeds, context_mask)
         mask = context_mask.bool().unsqueeze(-1)  # (U, C, 1)
-        options = self.standardizer(context_embeds)  # (U, C, 2, E)
+        options = self.embed_dropout(self.standardizer(context_embeds))  # (U, C, 2, E)
         if item_embeds is not None:
             options = options + item_embeds
         hidden = self.option_encoder(self.dropout(options))  # (U, C, 2, hidden)

@@ -67,7 +67,7 @@ class NPRewardModel(TextScoringMixin, PreTrainedModel):
         hidden_size, context = config.hidden_size, config.context_config
         num_outputs = 2 if config.head == "mean_variance" else 1
         self.standardizer = Standardizer(config.embed_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.embed_dropout, self.dropout = nn.Dropout(config.embed_dropout), nn.Dropout(config.dropout)
         self.option_encoder = SkipMLP(config.embed_size, hidden_size, hidden_size)
         self.head = RewardHead(hidden_size, num_outputs, context.latent_size if config.conditional else 0)
         if config.conditional:
@@ -143,7 +143,7 @@ class NPRewardModel(TextScoringMixin, PreTrainedModel):
         """
         self._check_options(option_embeds)
         kept = self.option_vectors.kept() if self.config.option_ids else None
-        options = self.standardizer(option_embeds)  # (N, E)
+        options = self.embed_dropout(self.standardizer(option_embeds))  # (N, E)
         if kept is not None and option_ids is not None:
             options = options + self.option_vectors(option_ids, kept)
         hidden = self.option_encoder(self.dropout(options))  # (N, hidden)

@@ -22,7 +22,11 @@ class RewardModelArguments:
     pooling: str = field(
         default="sum", metadata={"help": "How context pairs are pooled: sum, mean, attention or posterior."}
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the standardised embeddings."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the inputs of the option encoders."})
+    embed_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Dropout on the embeddings wherever they go, before options' vectors are added."},
+    )
     latent_distribution: str = field(
         default="deterministic", metadata={"help": "deterministic, or gaussian (see --latent_objective)."}
     )
@@ -75,6 +79,7 @@ class RewardModelArguments:
             "memory_weights": self.memory_weights,
             "pooling": self.pooling,
             "dropout": self.dropout,
+            "embed_dropout": self.embed_dropout,
             "latent_distribution": self.latent_distribution,
             **(context_config or {}),
         }
@@ -82,6 +87,7 @@ class RewardModelArguments:
             "embed_size": check_embeddings(train_dataset, "train"),
             "hidden_size": self.hidden_size,
             "dropout": self.dropout,
+            "embed_dropout": self.embed_dropout,
             "option_ids": option_ids(train_dataset) if self.option_vectors else None,
             "option_dropout": self.option_dropout,
             "embedder": self._embedder(embedding_kind),

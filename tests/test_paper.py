@@ -1,0 +1,95 @@
+"""The figures of the paper, in small."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from np_trl.data.embeddings import text_id
+
+from .testing_utils import ROOT
+
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+SMALL = "--max_steps 3 --num_seeds 1 --num_threads 1 --per_device_train_batch_size 4 --hidden_size 16 --latent_size 16"
+
+
+def draw(script: str, *arguments, cwd) -> dict:
+    """Run a script, and return the numbers it writes beside its picture."""
+    command = [sys.executable, str(ROOT / "examples" / "paper" / f"{script}.py"), "--results_dir", "out"]
+    command += [*SMALL.split(), "--memory_size", "8", *map(str, arguments)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (numbers,) = (cwd / "out").glob("*.json")
+    assert numbers.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return json.loads(numbers.read_text())["figures"]
+
+
+def write_items(path) -> list[str]:
+    """Save responses to 40 prompts with three scores, and embeddings that hold the scores; return how to name them."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "prompt": f"prompt {prompt}",
+            "response": f"response {prompt} {index}",
+            **dict(zip("abc", rng.normal(size=3), strict=True)),
+        }
+        for prompt in range(40)
+        for index in range(5)
+    ]
+    Dataset.from_list(
+        [{**row, "prompt_split": "train" if i < 100 else "val"} for i, row in enumerate(rows)]
+    ).to_parquet(path / "items.parquet")
+    table = [{"text_id": text_id(row["response"]), "embedding": [row[score] for score in "abc"]} for row in rows]
+    Dataset.from_list(table).to_parquet(path / "embeddings.parquet")
+    sizes = "--num_train_pairs 40 --num_eval_users 6 --num_eval_pairs 20 --num_targets 5 --max_context 4"
+    return ["--dataset_name", "items.parquet", "--embeddings", "embeddings.parquet", *sizes.split()]
+
+
+def test_figure_1_holds_all_models_and_the_limit(tmp_path):
+    numbers = draw("fig1_synthetic", cwd=tmp_path)
+    assert {"np_btl", "btl", "dpl", "bayes"} <= {key.split("_nc")[0] for key in numbers}
+
+
+def test_figure_4_holds_the_error_at_every_correlation(tmp_path):
+    sizes = "--num_tasks 40 --train_correlations -1 0 --test_correlations -1 0.5 --eval_num_contexts 1 3".split()
+    numbers = draw("fig4_identifiability", *sizes, cwd=tmp_path)
+    assert numbers["bayes_test0.5_nc1_error"] == pytest.approx(0.25 + np.arcsin(0.5) / (2 * np.pi))
+    for train in ("-1.0", "0.0"):
+        assert 0 <= numbers[f"train{train}_test0.5_nc3_pair_error"] <= 1
+        assert 0 <= numbers[f"train{train}_test0.5_nc3_task_error"] <= 1
+
+
+@pytest.mark.parametrize("script, modes", [("fig2_rewards", "ab"), ("fig6_three_modes", "abc")])
+def test_figures_2_and_6_hold_every_group_and_its_dedicated_model(tmp_path, script, modes):
+    numbers = draw(script, *write_items(tmp_path), "--modes", *modes, "--eval_num_contexts", 0, 4, cwd=tmp_path)
+    assert numbers.keys() >= {f"np_btl_{group}_nc4_accuracy" for group in (*modes, "mean")}
+    assert numbers.keys() >= {f"btl_{mode}_{mode}_nc0_accuracy" for mode in modes}
+    if script == "fig2_rewards":  # on pairs that all conflict, one reward for everybody is right for half of the users
+        assert numbers["btl_mixed_mean_nc0_accuracy"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_figure_3_holds_the_latents_by_number_of_choices(tmp_path):
+    contexts = "--modes a b --eval_num_contexts 1 4".split()
+    numbers = draw("fig3_latents", *write_items(tmp_path), *contexts, cwd=tmp_path)
+    assert all(-1 <= numbers[f"nc{n}_silhouette"] <= 1 for n in (1, 4))
+
+
+def test_figure_5_holds_every_rate(tmp_path):
+    rates = "--modes a b --train_rates 1 0.5 --context_rates 0 1 --eval_num_contexts 1 4".split()
+    numbers = draw("fig5_conflict", *write_items(tmp_path), *rates, cwd=tmp_path)
+    keys = {f"train{train}_context{rate}_nc4_accuracy" for train in ("1.0", "0.5") for rate in ("0.0", "1.0")}
+    assert numbers.keys() >= keys | {"btl_dedicated_accuracy"}
+
+
+def test_figure_8_covers_the_simplex(tmp_path):
+    sizes = "--modes a b c --num_train_users 8 --grid 2 2 --eval_num_contexts 0 4".split()
+    numbers = draw("fig8_continuum", *write_items(tmp_path), *sizes, cwd=tmp_path)
+    assert sum(key.endswith("nc4_accuracy") and key.startswith("np_btl_z") for key in numbers["2d"]) == 3
+    assert sum(key.endswith("nc4_accuracy") and key.startswith("np_btl_z") for key in numbers["3d"]) == 6

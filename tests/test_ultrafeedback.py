@@ -1,0 +1,46 @@
+import logging
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from np_trl import simulate_users
+from np_trl.data.ultrafeedback import ASPECTS, ultrafeedback_items
+
+
+def completion(response: str, **ratings: str) -> dict:
+    annotations = {aspect: {"Rating": ratings.get(aspect, "3"), "Rationale": "because"} for aspect in ASPECTS}
+    return {"response": response, "model": "some-model", "annotations": annotations}
+
+
+def rows() -> Dataset:
+    completions = [
+        completion("long and kind", helpfulness="5", honesty="2"),
+        completion("short and true", helpfulness="1", honesty="4"),
+        completion("unrated", honesty="N/A"),
+        completion(" "),
+    ]
+    return Dataset.from_list([{"instruction": "Why?", "source": "hand", "completions": completions}])
+
+
+def test_responses_come_with_their_ratings_and_those_without_are_counted(caplog):
+    with caplog.at_level(logging.WARNING):
+        items = ultrafeedback_items(rows())
+    assert items.column_names == ["prompt", "response", "model", *ASPECTS]
+    assert items["response"] == ["long and kind", "short and true"]
+    assert items["helpfulness"] == [5, 1] and items["honesty"] == [2, 4] and items["truthfulness"] == [3, 3]
+    assert "Left out 2 of 4 responses" in caplog.text
+
+
+def test_only_the_aspects_that_are_asked_for_must_be_rated():
+    items = ultrafeedback_items(rows(), ["helpfulness"])
+    assert items["response"] == ["long and kind", "short and true", "unrated"]
+    with pytest.raises(ValueError, match="must be among"):
+        ultrafeedback_items(rows(), ["charm"])
+
+
+def test_the_items_make_users_who_conflict():
+    scores = ["helpfulness", "honesty"]
+    users = simulate_users(ultrafeedback_items(rows()), scores, np.eye(2), 1, conflict_rate=1.0)
+    assert users["chosen"] == ["long and kind", "short and true"]
+    assert users["rejected"] == ["short and true", "long and kind"]
