@@ -82,17 +82,18 @@ class Comparison:
     def __init__(self, script_args, training_args, model_args, train_dataset: Dataset, eval_dataset: Dataset):
         self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.embed_size = len(train_dataset[0]["chosen_embeds"])
 
     def rows(self) -> dict:
         """The name of each row, and what measures it."""
         rows = {
             "population": self.population if self.script_args.recurring_options else None,
-            "pooled BTL": lambda: self.measure(self.build(conditional=False), max_context=0, min_context=0),
-            "DPL": lambda: self.measure(
-                self.build(conditional=False, head="mean_variance"), max_context=0, min_context=0
-            ),
+            "pooled BTL": lambda: self.without_context(self.build(conditional=False)),
+            "DPL": lambda: self.without_context(self.build(conditional=False, head="mean_variance")),
             "dedicated BTL": self.dedicated if self.script_args.group_column else None,
-            "from scratch": lambda: self.measure(from_scratch(self.linear_config(hidden_size=0)), **PRIOR_ONLY),
+            "from scratch": lambda: self.measure(
+                from_scratch(self.config(self.embed_size, hidden_size=0)), **PRIOR_ONLY
+            ),
             "mean difference": self.mean_difference,
             "linear features": self.linear_features,
             "empirical Bayes": lambda: self.measure(empirical_bayes(self.linear_config())),
@@ -114,15 +115,20 @@ class Comparison:
         metrics = trainer.evaluate()
         return {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_nc")}
 
-    def linear_config(self, hidden_size: int | None = None) -> NPRewardModelConfig:
-        embed_size = len(self.train_dataset[0]["chosen_embeds"])
-        size = self.script_args.num_features if hidden_size is None else embed_size
+    def without_context(self, model: PreTrainedModel, groups: dict | None = None) -> dict[str, float]:
+        """Measure a model that knows no users, in fewer steps: there is no context to learn to read."""
+        num_steps = min(self.training_args.max_steps, 300)
+        return self.measure(model, groups, max_steps=num_steps, min_context=0, max_context=0)
+
+    def linear_config(self) -> NPRewardModelConfig:
+        """Features of the options are learned."""
+        sizes = {"hidden_size": self.model_args.hidden_size, "dropout": self.model_args.dropout}
+        return self.config(self.script_args.num_features, **sizes)
+
+    def config(self, num_features: int, **fields) -> NPRewardModelConfig:
+        context_config = {"latent_size": num_features, "memory_size": num_features}
         return NPRewardModelConfig(
-            embed_size=embed_size,
-            hidden_size=self.model_args.hidden_size if hidden_size is None else hidden_size,
-            dropout=self.model_args.dropout,
-            conditional=False,
-            context_config={"latent_size": size, "memory_size": size},
+            embed_size=self.embed_size, conditional=False, context_config=context_config, **fields
         )
 
     def population(self) -> dict[str, float]:
@@ -130,9 +136,8 @@ class Comparison:
         return self.measure(PopulationScore(config).fit(self.train_dataset), train=False)
 
     def mean_difference(self) -> dict[str, float]:
-        size = len(self.train_dataset[0]["chosen_embeds"])
         # the untrained model, with a memory that is wide enough for the embedding itself
-        encoder = {"memory_weights": "gate", "memory_size": size, "latent_size": size}
+        encoder = {"memory_weights": "gate", "memory_size": self.embed_size, "latent_size": self.embed_size}
         return self.measure(self.build(encoder), train=False)
 
     def linear_features(self) -> dict[str, float]:
@@ -147,7 +152,7 @@ class Comparison:
                 "train_dataset": self.train_dataset.filter(lambda row, group=group: row[column] == group),
                 "eval_dataset": self.eval_dataset.filter(lambda row, group=group: row[column] == group),
             }
-            measured.append(self.measure(self.build(conditional=False), groups, max_context=0, min_context=0))
+            measured.append(self.without_context(self.build(conditional=False), groups))
         return {key: sum(metrics[key] for metrics in measured) / len(measured) for key in measured[0]}
 
 
