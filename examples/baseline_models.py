@@ -22,6 +22,7 @@ class BaselineModel(PreTrainedModel):
     config_class = NPRewardModelConfig
     base_model_prefix = ""
     main_input_name = "option_embeds"
+    has_gaussian_latents = False
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave every module as it starts."""

@@ -21,6 +21,7 @@ _PUBLIC = {
     "NPRewardModelConfig": "np_trl.models",
     "NPRewardTrainer": "np_trl.trainer",
     "RewardModelArguments": "np_trl.trainer",
+    "TextEmbedder": "np_trl.models",
     "UserAccuracy": "np_trl.metrics",
     "UserCalibration": "np_trl.metrics",
     "UserNLL": "np_trl.metrics",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         FiLMGemmaModel,
         NPRewardModel,
         NPRewardModelConfig,
+        TextEmbedder,
     )
     from np_trl.trainer import (
         NPDPOConfig,

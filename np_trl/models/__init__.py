@@ -8,6 +8,7 @@ from .configuration_np_reward import NPRewardModelConfig
 from .context_encoder import ContextEncoder
 from .modeling_film_gemma import FiLMGemmaForCausalLM, FiLMGemmaModel
 from .modeling_np_reward import NPRewardModel
+from .text_embedder import TextEmbedder
 
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FiLMGemmaModel",
     "NPRewardModel",
     "NPRewardModelConfig",
+    "TextEmbedder",
 ]
 
 AutoConfig.register("film_gemma", FiLMGemmaConfig)

@@ -81,6 +81,11 @@ class NPRewardModel(TextScoringMixin, PreTrainedModel):
         if isinstance(module, (nn.Linear, Standardizer, ContextEncoder, OptionVectors)):
             module.reset_parameters()
 
+    @property
+    def has_gaussian_latents(self) -> bool:
+        """Whether a user's latent is a normal distribution."""
+        return self.config.conditional and self.context_encoder.is_gaussian
+
     def infer_latents(
         self,
         context_embeds: torch.Tensor,
@@ -176,7 +181,7 @@ class NPRewardModel(TextScoringMixin, PreTrainedModel):
             std = target_moments[1]
         if latent_noise is not None:
             return mean + std * latent_noise
-        return mean + std * torch.randn_like(mean) if self.training and self.context_encoder.is_gaussian else mean
+        return mean + std * torch.randn_like(mean) if self.training and self.has_gaussian_latents else mean
 
     def _recall(self, options: torch.Tensor, latents: torch.Tensor, context_index: torch.LongTensor | None):
         """Read the memory channel: the inner product of each option's code with its user's memory, `(..., N)`."""

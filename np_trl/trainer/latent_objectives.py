@@ -13,7 +13,6 @@ import math
 import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
-from transformers import PreTrainedModel
 
 from np_trl.models.modeling_np_reward import NPRewardOutput
 
@@ -119,12 +118,6 @@ def target_sets(inputs: dict[str, torch.Tensor], context_in_target: bool) -> dic
             padded[mask] = pairs
             sets[key] = padded if context_in_target else torch.cat([inputs[context_key], padded], dim=1)
     return sets
-
-
-def has_gaussian_latents(model: PreTrainedModel) -> bool:
-    """Whether the latents of a reward model are normal distributions."""
-    encoder = getattr(model, "context_encoder", None)
-    return encoder is not None and encoder.is_gaussian
 
 
 def _normal(moments: tuple[torch.Tensor, torch.Tensor], memory_size: int) -> Normal:

@@ -15,7 +15,6 @@ from np_trl.models import NPRewardModel
 from np_trl.models.modeling_np_reward import NPRewardOutput
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.latent_objectives import (
-    has_gaussian_latents,
     joint_log_likelihood,
     latent_loss,
     mean_log_likelihood,
@@ -103,7 +102,7 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
     # the log-odds of its mean probability, and in training the objective that was named.
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         reward_model = self.accelerator.unwrap_model(model)
-        gaussian = has_gaussian_latents(reward_model)
+        gaussian = reward_model.has_gaussian_latents
         if gaussian:
             inputs = {**inputs, **self._latent_inputs(reward_model, inputs)}
         objective = None
