@@ -20,7 +20,7 @@ from np_trl.metrics.report import summarize_runs
 
 
 BASELINES = {"btl": "bradley_terry", "dpl": "mean_variance"}
-NAMES = {"btl": "BTL", "dpl": "DPL", "np_btl": "NP-BTL"}
+NAMES = {"dpl": "DPL", "btl": "BTL", "np_btl": "NP-BTL"}
 GRID = np.linspace(0, 1, 201)
 CURVES_PER_KIND = 8
 CURVE_CONTEXT = 10  # choices behind each curve
@@ -84,16 +84,18 @@ def draw_rewards(axes, models: dict[str, NPRewardModel], seed: int) -> None:
         label = f"user of $z^* = {user}$" if user < 2 else None
         axes[3].plot(GRID, to_unit(rewards)[0], color=COLORS[user % 2], lw=1, alpha=0.7, label=label)
     titles = ("true rewards", "BTL", "DPL", f"NP-BTL, {CURVE_CONTEXT} choices")
-    for ax, title in zip(axes, titles, strict=True):
+    for ax, title, place in zip(
+        axes, titles, ("upper left", "lower center", "upper left", "lower center"), strict=True
+    ):
         ax.set(title=title, xlabel="option $y$")
-        ax.legend(fontsize=7, loc="upper left")
+        ax.legend(fontsize=7, loc=place)
     axes[0].set_ylabel("reward, scaled to [0, 1]")
 
 
 def draw_accuracies(ax, numbers: dict[str, float], num_contexts: list[int]) -> None:
-    for name, color in zip(NAMES, ("tab:gray", "tab:brown", "tab:blue"), strict=True):
+    for name, color in zip(NAMES, ("tab:olive", "black", "tab:blue"), strict=True):
         keys = [f"{name}_nc{n}_accuracy" for n in (num_contexts if name == "np_btl" else [0] * len(num_contexts))]
-        error_bars(ax, num_contexts, numbers, keys, color=color, label=NAMES[name])
+        error_bars(ax, num_contexts, numbers, keys, color=color, ls=":" if name == "btl" else "-", label=NAMES[name])
     ax.plot(num_contexts, [numbers[f"bayes_nc{n}_accuracy"] for n in num_contexts], "k--", lw=1, label="Bayes limit")
     ax.set(title="unseen pairs", xlabel="choices given $N_C$", ylabel="accuracy", xticks=num_contexts)
     ax.legend(fontsize=7, loc="center right")

@@ -80,9 +80,11 @@ def draw(axes, numbers: dict[str, float], script_args: ScriptArguments, num_cont
     for ax, n in zip(axes, num_contexts, strict=True):
         limit = [correlated_bayes_error(correlation, [n])[n] for correlation in grid]
         ax.plot(grid, limit, "k--", lw=1, label="Bayes limit")
-        for train, color in zip(script_args.train_correlations, COLORS, strict=False):
+        for index, (train, color) in enumerate(zip(script_args.train_correlations, COLORS, strict=False)):
             keys = [f"train{train}_test{test}_nc{n}_pair_error" for test in tests]
-            error_bars(ax, tests, numbers, keys, color=color, lw=1, label=rf"$\rho_{{train}} = {train:g}$")
+            # rings of different sizes, for most of them lie on each other
+            style = {"color": color, "ls": "", "elinewidth": 1, "markersize": 9 - 2 * index, "markerfacecolor": "none"}
+            error_bars(ax, tests, numbers, keys, label=rf"$\rho_{{train}} = {train:g}$", **style)
         ax.set(title=f"$N_C = {n}$", xlabel=r"correlation in the context $\rho_{test}$", ylim=(-0.02, 0.52))
     axes[0].set_ylabel("error of identifying $z^*$")
     axes[0].legend(fontsize=7)

@@ -113,7 +113,7 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
         numbers[setup] = summarize_runs([run(setup_args, steps, args, model_args) for args in seeds])
     num_contexts = training_args.eval_num_contexts
     panels = [["2d"] * len(num_contexts), [f"nc{n}" for n in num_contexts]]
-    picture, axes = plt.subplot_mosaic(panels, figsize=(12, 6), layout="constrained")
+    picture, axes = plt.subplot_mosaic(panels, figsize=(10.5, 4.8), layout="constrained")
     draw_segment(axes["2d"], numbers["2d"], setups["2d"].modes, script_args.grid[0], num_contexts)
     triangles = [axes[f"nc{n}"] for n in num_contexts]
     draw_triangles(triangles, numbers["3d"], script_args.modes, script_args.grid[1], num_contexts)

@@ -72,6 +72,7 @@ def train_on_modes(
     seed = 2 * training_args.seed
     train_groups = script_args.draw_groups(train_items, 1, script_args.num_train_pairs, seed)
     eval_groups = script_args.draw_groups(eval_items, script_args.num_eval_users, script_args.num_eval_pairs, seed + 1)
+    eval_groups["mean"] = concatenate_datasets(list(eval_groups.values()))  # users of all modes
     mixed, args = concatenate_datasets(list(train_groups.values())), without_context(training_args)
     trainers = {
         "np_btl": fit(training_args, model_args, mixed, eval_groups),
@@ -83,17 +84,20 @@ def train_on_modes(
 
 
 def evaluate(trainer: NPRewardTrainer, name: str) -> dict[str, float]:
-    """Evaluate a model on every group of users and, with equal weight, on all: `{name}_{group}_nc{N}_accuracy`, ..."""
-    evaluated, metrics, groups = trainer.evaluate(), {}, list(trainer.eval_dataset)
-    for num_context in trainer.args.eval_num_contexts:
-        keys = ["accuracy", "accuracy_se", "nll"]
-        keys += ["shuffled_accuracy"] if num_context in trainer.args.eval_shuffled_contexts else []
-        for key in keys:
-            values = [evaluated[f"eval_{group}_nc{num_context}_{key}"] for group in groups]
-            for group, value in zip(groups, values, strict=True):
-                metrics[f"{name}_{group}_nc{num_context}_{key}"] = value
-            mean = np.mean(values) if key != "accuracy_se" else np.linalg.norm(values) / len(values)
-            metrics[f"{name}_mean_nc{num_context}_{key}"] = float(mean)
+    """
+    Evaluate a model on every set of users: `{name}_{group}_nc{N}_accuracy`, ...
+
+    The control with other users' contexts is of users of all modes together: within a group, the others are alike.
+    """
+    evaluated, metrics = trainer.evaluate(), {}
+    for group in trainer.eval_dataset:
+        for num_context in trainer.args.eval_num_contexts:
+            keys = ["accuracy", "accuracy_se", "nll"]
+            if group == "mean" and num_context in trainer.args.eval_shuffled_contexts:
+                keys.append("shuffled_accuracy")
+            metrics |= {
+                f"{name}_{group}_nc{num_context}_{k}": evaluated[f"eval_{group}_nc{num_context}_{k}"] for k in keys
+            }
     return metrics
 
 

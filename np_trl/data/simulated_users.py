@@ -26,8 +26,8 @@ def simulate_users(
     """
     Draw the choices of simulated users between responses to the same prompt.
 
-    Users draw from all pairs of a prompt's responses, without repetition, but for those on which they are indifferent. For users of
-    other prompts, split `items` by prompt first.
+    Users draw from all pairs of a prompt's responses, without repetition, but for those on which they are indifferent.
+    For users of other prompts, split `items` by prompt first.
 
     Args:
         items ([`~datasets.Dataset`]):

@@ -1,0 +1,22 @@
+"""Reports of scripts."""
+
+import json
+
+import pytest
+
+from np_trl.metrics.report import save_report, summarize_runs
+
+
+def test_runs_are_averaged_with_the_error_of_their_mean():
+    runs = [{"accuracy": 0.5, "accuracy_se": 0.1, "only here": 1.0}, {"accuracy": 0.7, "accuracy_se": 0.3}]
+    figures = summarize_runs(runs)
+    assert figures == pytest.approx({"accuracy": 0.6, "accuracy_se": 0.2, "accuracy_se_over_seeds": 0.1})
+    assert summarize_runs(runs[:1]) == runs[0]
+
+
+def test_a_report_says_what_it_takes_to_measure_again(tmp_path):
+    save_report(tmp_path / "new" / "report.json", {"ratio": 1.5}, seed=3)
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert report["figures"] == {"ratio": 1.5} and report["seed"] == 3
+    assert report["command"].startswith("python ") and {"torch", "trl"} <= report["versions"].keys()
+    assert report["machine"].keys() == {"cpu", "threads", "gpu"}
