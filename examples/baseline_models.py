@@ -100,7 +100,7 @@ class LinearUserModel(BaselineModel):
 
 
 def empirical_bayes(config: NPRewardModelConfig) -> LinearUserModel:
-    """Everything is learned on tasks, through the mode: the marginal likelihood of the targets."""
+    """Everything is learned on tasks, by the likelihood of their targets under the mode."""
     return LinearUserModel(config)
 
 

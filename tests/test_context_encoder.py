@@ -121,3 +121,13 @@ def test_unknown_variants_are_refused(field, value):
 def test_a_memory_larger_than_the_latent_is_refused():
     with pytest.raises(Exception, match="`memory_size=64` must lie between 0 and `latent_size=32`"):
         ContextEncoderConfig(latent_size=32, memory_size=64)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_runs_in_half_precision(variant):
+    """As a merged policy does that is loaded in bfloat16."""
+    encoder, (embeds, mask) = tiny_context_encoder(**variant), toy_context(users=3, pairs=5)
+    expected = encoder(embeds, mask)
+    latents = encoder.to(torch.bfloat16)(embeds, mask)
+    assert latents.dtype == torch.bfloat16
+    torch.testing.assert_close(latents.float(), expected, atol=0.1, rtol=0.1)

@@ -104,7 +104,7 @@ class PosteriorMemory(Memory):
         scaled = difference * self.log_variance.exp()
         kernel = scaled @ difference.transpose(1, 2) / difference.shape[-1]  # (U, C, C)
         weights = posterior_weights(margins, kernel, mask.squeeze(-1))  # (U, C)
-        return (weights.unsqueeze(1) @ scaled).squeeze(1)
+        return (weights.to(scaled).unsqueeze(1) @ scaled).squeeze(1)
 
 
 def posterior_weights(
