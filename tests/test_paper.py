@@ -1,8 +1,7 @@
 """The figures of the paper, in small."""
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -16,19 +15,28 @@ from .testing_utils import ROOT
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
-SMALL = "--max_steps 3 --num_seeds 1 --num_threads 1 --per_device_train_batch_size 4 --hidden_size 16 --latent_size 16"
+FOLDER = ROOT / "examples" / "paper"
+SMALL = "--max_steps 3 --num_seeds 1 --per_device_train_batch_size 4 --hidden_size 16 --latent_size 16 --memory_size 8"
 
 
-def draw(script: str, *arguments, cwd) -> dict:
-    """Run a script, and return the numbers it writes beside its picture."""
-    command = [sys.executable, str(ROOT / "examples" / "paper" / f"{script}.py"), "--results_dir", "out"]
-    command += [*SMALL.split(), "--memory_size", "8", *map(str, arguments)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    (numbers,) = (cwd / "out").glob("*.json")
-    assert numbers.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    return json.loads(numbers.read_text())["figures"]
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """Run a script in a folder of its own, and return the numbers it writes beside its picture."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def run(script: str, *arguments) -> dict:
+        script = FOLDER / f"{script}.py"
+        command = [str(script), "--results_dir", "out", *SMALL.split(), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        runpy.run_path(str(script), run_name="__main__")
+        (numbers,) = (tmp_path / "out").glob("*.json")
+        assert numbers.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        return json.loads(numbers.read_text())["figures"]
+
+    return run
 
 
 def write_items(path) -> list[str]:
@@ -52,14 +60,14 @@ def write_items(path) -> list[str]:
     return ["--dataset_name", "items.parquet", "--embeddings", "embeddings.parquet", *sizes.split()]
 
 
-def test_figure_1_holds_all_models_and_the_limit(tmp_path):
-    numbers = draw("fig1_synthetic", cwd=tmp_path)
+def test_figure_1_holds_all_models_and_the_limit(draw):
+    numbers = draw("fig1_synthetic", "--num_users", 40)
     assert {"np_btl", "btl", "dpl", "bayes"} <= {key.split("_nc")[0] for key in numbers}
 
 
-def test_figure_4_holds_the_error_at_every_correlation(tmp_path):
+def test_figure_4_holds_the_error_at_every_correlation(draw):
     sizes = "--num_tasks 40 --train_correlations -1 0 --test_correlations -1 0.5 --eval_num_contexts 1 3".split()
-    numbers = draw("fig4_identifiability", *sizes, cwd=tmp_path)
+    numbers = draw("fig4_identifiability", *sizes)
     assert numbers["bayes_test0.5_nc1_error"] == pytest.approx(0.25 + np.arcsin(0.5) / (2 * np.pi))
     for train in ("-1.0", "0.0"):
         assert 0 <= numbers[f"train{train}_test0.5_nc3_pair_error"] <= 1
@@ -67,29 +75,50 @@ def test_figure_4_holds_the_error_at_every_correlation(tmp_path):
 
 
 @pytest.mark.parametrize("script, modes", [("fig2_rewards", "ab"), ("fig6_three_modes", "abc")])
-def test_figures_2_and_6_hold_every_group_and_its_dedicated_model(tmp_path, script, modes):
-    numbers = draw(script, *write_items(tmp_path), "--modes", *modes, "--eval_num_contexts", 0, 4, cwd=tmp_path)
+def test_figures_2_and_6_hold_every_group_and_its_dedicated_model(draw, tmp_path, script, modes):
+    numbers = draw(script, *write_items(tmp_path), "--modes", *modes, "--eval_num_contexts", 0, 4)
     assert numbers.keys() >= {f"np_btl_{group}_nc4_accuracy" for group in (*modes, "mean")}
     assert numbers.keys() >= {f"btl_{mode}_{mode}_nc0_accuracy" for mode in modes}
+    # within a group, another user's context is as good as one's own
+    assert [key for key in numbers if key.endswith("shuffled_accuracy")] == ["np_btl_mean_nc4_shuffled_accuracy"]
     if script == "fig2_rewards":  # on pairs that all conflict, one reward for everybody is right for half of the users
         assert numbers["btl_mixed_mean_nc0_accuracy"] == pytest.approx(0.5, abs=0.15)
 
 
-def test_figure_3_holds_the_latents_by_number_of_choices(tmp_path):
+def test_figure_3_holds_the_latents_by_number_of_choices(draw, tmp_path):
     contexts = "--modes a b --eval_num_contexts 1 4".split()
-    numbers = draw("fig3_latents", *write_items(tmp_path), *contexts, cwd=tmp_path)
+    numbers = draw("fig3_latents", *write_items(tmp_path), *contexts)
     assert all(-1 <= numbers[f"nc{n}_silhouette"] <= 1 for n in (1, 4))
 
 
-def test_figure_5_holds_every_rate(tmp_path):
+def test_figure_5_holds_every_rate(draw, tmp_path):
     rates = "--modes a b --train_rates 1 0.5 --context_rates 0 1 --eval_num_contexts 1 4".split()
-    numbers = draw("fig5_conflict", *write_items(tmp_path), *rates, cwd=tmp_path)
+    numbers = draw("fig5_conflict", *write_items(tmp_path), *rates)
     keys = {f"train{train}_context{rate}_nc4_accuracy" for train in ("1.0", "0.5") for rate in ("0.0", "1.0")}
     assert numbers.keys() >= keys | {"btl_dedicated_accuracy"}
 
 
-def test_figure_8_covers_the_simplex(tmp_path):
+def test_figure_8_covers_the_simplex(draw, tmp_path):
     sizes = "--modes a b c --num_train_users 8 --grid 2 2 --eval_num_contexts 0 4".split()
-    numbers = draw("fig8_continuum", *write_items(tmp_path), *sizes, cwd=tmp_path)
+    numbers = draw("fig8_continuum", *write_items(tmp_path), *sizes)
     assert sum(key.endswith("nc4_accuracy") and key.startswith("np_btl_z") for key in numbers["2d"]) == 3
     assert sum(key.endswith("nc4_accuracy") and key.startswith("np_btl_z") for key in numbers["3d"]) == 6
+
+
+def test_without_a_split_a_tenth_of_the_prompts_is_kept_for_evaluation(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    from modes import ItemArguments
+
+    aspects = {aspect: {"Rating": "3"} for aspect in ("helpfulness", "honesty")}
+    rows = [
+        {
+            "instruction": f"prompt {prompt}",
+            "completions": [{"response": text, "model": "m", "annotations": aspects} for text in ("yes", "no")],
+        }
+        for prompt in range(400)
+    ]
+    Dataset.from_list(rows).to_parquet(tmp_path / "ultrafeedback.parquet")
+    train, evaluation = ItemArguments(dataset_name=str(tmp_path / "ultrafeedback.parquet")).load()
+    assert len(train) + len(evaluation) == 800
+    assert not set(train["prompt"]) & set(evaluation["prompt"])
+    assert abs(len(evaluation) / 800 - 0.1) < 0.06  # four standard errors

@@ -7,6 +7,8 @@ python examples/paper/fig1_synthetic.py
 ```
 """
 
+from dataclasses import dataclass, field
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -26,10 +28,17 @@ CURVES_PER_KIND = 8
 CURVE_CONTEXT = 10  # choices behind each curve
 
 
-def run(training_args: NPRewardConfig, model_args: RewardModelArguments) -> tuple[dict[str, float], dict]:
+@dataclass
+class ScriptArguments(FigureArguments):
+    num_users: int = field(default=4000, metadata={"help": "Users to train on, and as many others to evaluate on."})
+
+
+def run(
+    script_args: ScriptArguments, training_args: NPRewardConfig, model_args: RewardModelArguments
+) -> tuple[dict[str, float], dict[str, NPRewardModel]]:
     """Train the three models on one seed; return their accuracies and the models."""
-    train_dataset = piecewise_population(num_users=4000, pairs_per_user=40, seed=2 * training_args.seed)
-    eval_dataset = piecewise_population(num_users=4000, pairs_per_user=30, seed=2 * training_args.seed + 1)
+    train_dataset = piecewise_population(script_args.num_users, pairs_per_user=40, seed=2 * training_args.seed)
+    eval_dataset = piecewise_population(script_args.num_users, pairs_per_user=30, seed=2 * training_args.seed + 1)
     trainers = {"np_btl": fit(training_args, model_args, train_dataset, eval_dataset)}
     for name, head in BASELINES.items():
         trainers[name] = fit(
@@ -101,10 +110,10 @@ def draw_accuracies(ax, numbers: dict[str, float], num_contexts: list[int]) -> N
     ax.legend(fontsize=7, loc="center right")
 
 
-def main(script_args: FigureArguments, training_args: NPRewardConfig, model_args: RewardModelArguments) -> None:
+def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: RewardModelArguments) -> None:
     runs, first_models = [], None
     for index in range(script_args.num_seeds):
-        metrics, models = run(with_seed(training_args, index), model_args)
+        metrics, models = run(script_args, with_seed(training_args, index), model_args)
         runs.append(metrics)
         first_models = first_models or models
     numbers = summarize_runs(runs)
@@ -117,4 +126,4 @@ def main(script_args: FigureArguments, training_args: NPRewardConfig, model_args
 
 
 if __name__ == "__main__":
-    main(*parse(FigureArguments, "fig1_synthetic"))
+    main(*parse(ScriptArguments, "fig1_synthetic"))
