@@ -137,5 +137,6 @@ def linear_features(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    model.memory.log_variance.data.fill_(weights.weight.var().log())
+    # the variance of the log-odds is the kernel's: there by K, here by K squared
+    model.memory.log_variance.data.fill_((weights.weight.var() / weights.embedding_dim).log())
     return model.freeze_all_but_the_prior()

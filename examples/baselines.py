@@ -1,5 +1,7 @@
 """
-NP-BTL beside what else predicts the choices of new users, on the same features, tasks and training steps.
+NP-BTL beside what else predicts the choices of new users, from the same embeddings and evaluated on the same tasks. All are
+trained as the recipe says, but for models that read no context (300 steps at most) and the linear features (5 epochs);
+option vectors are NP-BTL's, BTL's, DPL's and VPL's.
 
 ```sh
 python examples/baselines.py --config examples/configs/np_reward_jester.yaml --num_features 96 --output_dir runs/baselines_jester
@@ -42,7 +44,7 @@ from np_trl.metrics.report import save_report, summarize_runs  # noqa: E402
 
 # one number is trained: the variance of the prior
 PRIOR_ONLY = {"max_steps": 100, "learning_rate": 0.05, "warmup_steps": 0, "weight_decay": 0.0}
-# self-attention over concatenated pairs, one Gaussian latent, nothing linear
+# self-attention over concatenated pairs, one Gaussian latent, nothing linear in the encoder
 VPL_ENCODER = {
     "latent_distribution": "gaussian",
     "pair_features": "concatenation",
@@ -153,7 +155,8 @@ class Comparison:
                 "eval_dataset": self.eval_dataset.filter(lambda row, group=group: row[column] == group),
             }
             measured.append(self.without_context(self.build(conditional=False), groups))
-        return {key: sum(metrics[key] for metrics in measured) / len(measured) for key in measured[0]}
+        keys = [key for key in measured[0] if not key.endswith("_se") and "decile" not in key]  # those are no means
+        return {key: sum(metrics[key] for metrics in measured) / len(measured) for key in keys}
 
 
 def print_table(table: dict[str, dict[str, float]], num_contexts: list[int]) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
 
 import torch  # noqa: E402
+from transformers import set_seed  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
 from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments  # noqa: E402
@@ -93,6 +94,7 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
     if model_args.option_vectors:
         train_dataset, eval_dataset = add_option_ids(train_dataset), add_option_ids(eval_dataset)
 
+    set_seed(training_args.seed)  # before the model starts
     model = model_args.build(train_dataset, embedding_kind=script_args.embedding_kind)
     trainer = NPRewardTrainer(model, args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -68,6 +68,21 @@ def test_a_choice_that_another_explains_weighs_less():
     assert 1 < recalled[0] / recalled[1] < 3 and recalled[2] == 0
 
 
+def test_a_strong_memory_survives_autocast():
+    """In bfloat16 the kernel of alike pairs would not be positive definite."""
+    torch.manual_seed(0)
+    memory = PosteriorMemory(embed_size=512, hidden_size=4, memory_size=128)
+    memory.reset_parameters()
+    torch.nn.init.constant_(memory.log_variance, 3.0)
+    options = torch.randn(8, 20, 2, 3) @ torch.randn(3, 512) + 0.1 * torch.randn(8, 20, 2, 512)
+    arguments = options, torch.zeros(8, 20, 2, 4), None, torch.ones(8, 20, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        recalled = memory(*arguments)
+    expected = memory(*arguments)
+    assert recalled.isfinite().all()
+    assert torch.nn.functional.cosine_similarity(recalled.float(), expected).min() > 0.95
+
+
 def test_the_mode_is_found_in_float32_under_autocast():
     margins, kernel, mask = choices()
     with torch.autocast("cpu", dtype=torch.bfloat16):

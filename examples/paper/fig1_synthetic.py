@@ -58,6 +58,7 @@ def conditional_curves(model: NPRewardModel, users: Dataset) -> np.ndarray:
     """Rewards of the grid for each user, from all its choices: `(U, grid)`."""
     rows = PreferenceRows(users)
     contexts = torch.stack([rows.embeds(rows.of_user(user)) for user in range(len(rows))])  # (U, C, 2, 1)
+    model = model.cpu()
     latents = model.infer_latents(contexts, torch.ones(contexts.shape[:2], dtype=torch.bool))  # (U, Z)
     options = torch.tensor(GRID, dtype=torch.float32)[:, None].repeat(len(rows), 1)  # (U * grid, 1)
     index = torch.arange(len(rows)).repeat_interleave(len(GRID))
@@ -67,7 +68,7 @@ def conditional_curves(model: NPRewardModel, users: Dataset) -> np.ndarray:
 @torch.no_grad()
 def population_curve(model: NPRewardModel) -> tuple[np.ndarray, np.ndarray | None]:
     """Rewards of the grid, and their standard deviations for DPL: `(grid,)` each."""
-    outputs = model(torch.tensor(GRID, dtype=torch.float32)[:, None])
+    outputs = model.cpu()(torch.tensor(GRID, dtype=torch.float32)[:, None])
     std = None if outputs.log_stds is None else outputs.log_stds.exp().squeeze(-1).numpy()
     return outputs.logits.squeeze(-1).numpy(), std
 

@@ -29,7 +29,7 @@ def infer_latents(model: NPRewardModel, users: Dataset, num_context: int) -> np.
     """Infer the latent of each user from its first choices: `(U, Z)`."""
     rows = PreferenceRows(users)
     contexts = torch.stack([rows.embeds(rows.of_user(user)[:num_context]) for user in range(len(rows))])
-    return model.eval().infer_latents(contexts, torch.ones(contexts.shape[:2], dtype=torch.bool)).numpy()
+    return model.cpu().eval().infer_latents(contexts, torch.ones(contexts.shape[:2], dtype=torch.bool)).numpy()
 
 
 def run(
