@@ -43,7 +43,7 @@ from np_trl.metrics.report import save_report, summarize_runs  # noqa: E402
 
 
 # one number is trained: the variance of the prior
-PRIOR_ONLY = {"max_steps": 100, "learning_rate": 0.05, "warmup_steps": 0, "weight_decay": 0.0}
+PRIOR_ONLY = {"max_steps": 100, "learning_rate": 0.2, "warmup_steps": 0, "weight_decay": 0.0}
 # self-attention over concatenated pairs, one Gaussian latent, nothing linear in the encoder
 VPL_ENCODER = {
     "latent_distribution": "gaussian",
