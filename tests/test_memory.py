@@ -47,6 +47,18 @@ def test_gradients_are_those_of_the_mode():
     assert gradient.isfinite().all() and not gradient[~mask].any()
 
 
+def test_the_gradient_of_the_prior_is_that_of_the_mode():
+    margins, kernel, mask = choices()
+    scale = torch.ones((), requires_grad=True)
+
+    def value(scale) -> torch.Tensor:
+        return posterior_weights(margins, scale * kernel, mask, num_steps=100).square().sum()
+
+    (gradient,) = torch.autograd.grad(value(scale), scale)
+    numeric = (value(1.01) - value(0.99)) / 2e-2
+    assert gradient.item() == pytest.approx(numeric.item(), rel=1e-2)
+
+
 def test_strong_and_contradictory_choices_do_no_harm():
     kernel = torch.full((1, 2, 2), 400.0) * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # the same pair, both ways
     for margins in ([[0.0, 0.0]], [[-30.0, 30.0]], [[20.0, -20.0]]):
