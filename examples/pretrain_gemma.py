@@ -1,28 +1,74 @@
 """
-Pre-train the tiny Gemma that ships in `examples/style_gemma` on answers of the style population.
+Pre-train a small Gemma from scratch, with a tokenizer of its own, where no pre-trained one is at hand.
 
-The model learns the language, not the preferences: every style is equally likely, and the prompts kept for evaluation
-do not occur. Ten minutes on 2 CPU cores.
+Without arguments: the tiny Gemma that ships in `examples/style_gemma`, on answers of the style population. It learns the
+language, not the preferences: every style is equally likely, and the prompts kept for evaluation do not occur. Ten minutes
+on 2 CPU cores.
 
 ```sh
-python examples/pretrain_style_gemma.py --output_dir examples/style_gemma
+python examples/pretrain_gemma.py --output_dir examples/style_gemma
+```
+
+On the texts of preference pairs, chosen and rejected alike, each once an epoch:
+
+```sh
+python examples/pretrain_gemma.py \
+    --dataset_name persona_statements/pairs.parquet --where split=train \
+    --vocab_size 4096 --hidden_size 256 --num_layers 4 --num_train_epochs 20 --output_dir runs/persona_gemma
 ```
 """
 
-import argparse
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast, set_seed
-from trl import SFTConfig, SFTTrainer
 
-from np_trl.data.style_grammar import write_answer
-from np_trl.data.style_population import STYLES, split_prompts
+sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from datasets import Dataset, concatenate_datasets  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast, set_seed  # noqa: E402
+from trl import SFTConfig, SFTTrainer, TrlParser  # noqa: E402
+
+from np_trl.data.loading import load_preferences  # noqa: E402
+from np_trl.data.style_grammar import write_answer  # noqa: E402
+from np_trl.data.style_population import STYLES, split_prompts  # noqa: E402
 
 
-def write_corpus(num_answers: int, seed: int) -> Dataset:
+EXAMPLE = "style_population"
+
+
+@dataclass
+class ScriptArguments:
+    output_dir: str = field(
+        default=str(Path(__file__).parent / "style_gemma"), metadata={"help": "Where model and tokenizer go."}
+    )
+    dataset_name: list[str] = field(
+        default_factory=lambda: [EXAMPLE],
+        metadata={"help": f"'{EXAMPLE}', or files or datasets of preference pairs, whose texts are learned."},
+    )
+    where: list[str] = field(default_factory=list, metadata={"help": "Conditions `column=value` on the pairs."})
+    num_answers: int = field(default=100_000, metadata={"help": f"Answers of '{EXAMPLE}'."})
+    vocab_size: int = field(default=768, metadata={"help": "Largest number of tokens of the tokenizer."})
+    hidden_size: int = field(default=80, metadata={"help": "Width of the model, with a head for each fourth of it."})
+    num_layers: int = field(default=3, metadata={"help": "Number of decoder layers."})
+    max_length: int = field(default=128, metadata={"help": "Largest number of tokens of a text."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "How often every text is seen."})
+    batch_size: int = field(default=64, metadata={"help": "Texts at once."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "Largest learning rate."})
+    num_threads: int | None = field(default=None, metadata={"help": "CPU threads."})
+    seed: int = field(default=0, metadata={"help": "Seed of texts, weights and order."})
+
+    def write_corpus(self) -> Dataset:
+        """Write or read the texts to learn: `prompt` and `completion`."""
+        if self.dataset_name == [EXAMPLE]:
+            return write_answers(self.num_answers, self.seed)
+        return concatenate_datasets([read_texts(name, self.where) for name in self.dataset_name])
+
+
+def write_answers(num_answers: int, seed: int) -> Dataset:
     rng = np.random.default_rng(seed)
     prompts, _ = split_prompts()
     rows = []
@@ -32,19 +78,29 @@ def write_corpus(num_answers: int, seed: int) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def train_tokenizer(corpus: Dataset) -> PreTrainedTokenizerFast:
+def read_texts(name: str, where: list[str]) -> Dataset:
+    pairs = load_preferences(name, where=where).select_columns(["prompt", "chosen", "rejected"])
+    texts = dict.fromkeys((row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected"))
+    return Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in texts])
+
+
+def train_tokenizer(corpus: Dataset, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=768,
+        vocab_size=vocab_size,
         special_tokens=["<pad>", "<eos>", "<bos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator((row["prompt"] + row["completion"] for row in corpus), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", model_max_length=128
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        model_max_length=max_length,
     )
 
 
@@ -57,7 +113,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=hidden_size // 4,
-        max_position_embeddings=128,
+        max_position_embeddings=tokenizer.model_max_length,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -65,38 +121,33 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers
     return GemmaForCausalLM(config)
 
 
-def main(args: argparse.Namespace) -> None:
-    set_seed(args.seed)
-    corpus = write_corpus(args.num_answers, args.seed)
-    tokenizer = train_tokenizer(corpus)
-    model = build_model(tokenizer, args.hidden_size, args.num_layers)
+def main(script_args: ScriptArguments) -> None:
+    if script_args.num_threads is not None:
+        torch.set_num_threads(script_args.num_threads)
+    set_seed(script_args.seed)
+    corpus = script_args.write_corpus()
+    tokenizer = train_tokenizer(corpus, script_args.vocab_size, script_args.max_length)
     training_args = SFTConfig(
-        output_dir=str(args.output_dir / "checkpoints"),
-        num_train_epochs=1,
-        per_device_train_batch_size=64,
-        learning_rate=args.learning_rate,
+        output_dir=str(Path(script_args.output_dir) / "checkpoints"),
+        num_train_epochs=script_args.num_train_epochs,
+        per_device_train_batch_size=script_args.batch_size,
+        learning_rate=script_args.learning_rate,
+        max_length=script_args.max_length,
         lr_scheduler_type="cosine",
         warmup_steps=100,
         logging_steps=100,
         save_strategy="no",
         report_to="none",
-        bf16=False,
-        use_cpu=True,
+        bf16=torch.cuda.is_available(),
         gradient_checkpointing=False,
-        seed=args.seed,
+        seed=script_args.seed,
     )
+    model = build_model(tokenizer, script_args.hidden_size, script_args.num_layers)
     trainer = SFTTrainer(model, training_args, train_dataset=corpus, processing_class=tokenizer)
     trainer.train()
-    model.save_pretrained(args.output_dir)
-    tokenizer.save_pretrained(args.output_dir)
+    trainer.model.save_pretrained(script_args.output_dir)
+    tokenizer.save_pretrained(script_args.output_dir)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "style_gemma")
-    parser.add_argument("--num_answers", type=int, default=100_000)
-    parser.add_argument("--hidden_size", type=int, default=80)
-    parser.add_argument("--num_layers", type=int, default=3)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    main(parser.parse_args())
+    main(*TrlParser(ScriptArguments).parse_args_and_config())

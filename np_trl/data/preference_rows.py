@@ -65,6 +65,20 @@ class PreferenceRows:
         """Row numbers of a user's pairs, in the order of the dataset."""
         return self._order[self._offsets[user] : self._offsets[user + 1]]
 
+    def groups(self, column: str) -> list[str]:
+        """
+        Read which group each user is in: what `column` says in the user's first row.
+
+        Raises:
+            `ValueError`: if there is no such column.
+        """
+        if column not in self.dataset.column_names:
+            raise ValueError(
+                f"`eval_group_column={column!r}` is no column of the dataset, which has {self.dataset.column_names}."
+            )
+        values = self.dataset.select_columns(column)[self._order[self._offsets[:-1]]][column]
+        return [str(value) for value in values]
+
     def prompt_codes(self) -> np.ndarray:
         """A number for each distinct prompt, `(rows,)`."""
         if "prompt" not in self.dataset.column_names:

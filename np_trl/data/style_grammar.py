@@ -17,6 +17,7 @@ import numpy as np
 
 
 ATTRIBUTES = ("long", "list", "formal", "hedged")
+OPPOSITES = ("short", "prose", "casual", "sure")
 
 VERBS = ("clean", "fix", "paint", "move", "store", "test", "sell", "lift", "wrap", "tune")
 NOUNS = (

@@ -11,7 +11,7 @@ from collections import defaultdict
 import numpy as np
 from datasets import Dataset
 
-from np_trl.data.style_grammar import ATTRIBUTES, all_prompts, write_answer
+from np_trl.data.style_grammar import ATTRIBUTES, OPPOSITES, all_prompts, write_answer
 
 
 STYLES = tuple(itertools.product((-1, 1), repeat=len(ATTRIBUTES)))
@@ -50,8 +50,8 @@ def style_population(prompts: list[str], num_users: int, pairs_per_user: int, se
             Seed of everything drawn.
 
     Returns:
-        [`~datasets.Dataset`] with the columns `user_id`, `prompt`, `chosen`, `rejected`, and `style`: the user's
-        signs, for evaluation only.
+        [`~datasets.Dataset`] with the columns `user_id`, `prompt`, `chosen`, `rejected`, and `style` and
+        `group`: the user's signs and their names, for evaluation only.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -68,9 +68,17 @@ def style_population(prompts: list[str], num_users: int, pairs_per_user: int, se
                     "chosen": write_answer(prompt, chosen, np.random.default_rng(content)),
                     "rejected": write_answer(prompt, rejected, np.random.default_rng(content)),
                     "style": list(style),
+                    "group": name_style(style),
                 }
             )
     return Dataset.from_list(rows)
+
+
+def name_style(style: tuple[int, ...]) -> str:
+    """Name a type of users by what it likes: `long_list_casual_sure`."""
+    return "_".join(
+        like if sign > 0 else other for sign, like, other in zip(style, ATTRIBUTES, OPPOSITES, strict=True)
+    )
 
 
 def _draw_choice(style: tuple[int, ...], rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:

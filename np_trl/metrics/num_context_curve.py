@@ -7,7 +7,7 @@ from transformers import EvalPrediction
 from np_trl.metrics.user_metrics import UserAccuracy, UserCalibration, UserNLL, user_means
 
 
-def num_context_curve(prediction: EvalPrediction) -> dict[str, float]:
+def num_context_curve(prediction: EvalPrediction, groups: list[str] | None = None) -> dict[str, float]:
     """
     Compute the metrics for every N_C.
 
@@ -16,6 +16,8 @@ def num_context_curve(prediction: EvalPrediction) -> dict[str, float]:
             `predictions`: margins `(tasks, targets)`, NaN where a task has fewer targets; log-likelihoods of all targets
             of a task together `(tasks,)`; and whether a target is of options that no context has `(tasks, targets)`.
             `label_ids`: conditions `(tasks, 2)`, user and N_C.
+        groups (`list[str]`, *optional*):
+            The group of every user.
 
     Returns:
         `dict[str, float]`:
@@ -24,6 +26,8 @@ def num_context_curve(prediction: EvalPrediction) -> dict[str, float]:
         - `nc{N}_joint_nll`: in nats, of all targets of a task together;
         - where N_C = 0 is there, `nc{N}_gain` and `nc{N}_gain_se`: by how much the accuracy of the users at N exceeds
           that of the same users at 0;
+        - of each group `nc{N}_{group}_accuracy`, `_accuracy_se`, `_gain`, `_gain_se`, and the least of their accuracies,
+          `nc{N}_worst_group_accuracy`;
         - where options recur, `nc{N}_new_options_accuracy` and its standard error: on the targets none of whose options
           occurs in the user's largest context, the same targets at every N.
     """
@@ -39,6 +43,9 @@ def num_context_curve(prediction: EvalPrediction) -> dict[str, float]:
         values["users"] = len(accuracies[num_context])
         if num_context > 0 and 0 in accuracies:
             values.update(_gain(accuracies[num_context], accuracies[0]))
+        if groups is not None:
+            base = accuracies.get(0, {}) if num_context > 0 else {}
+            values.update(_group_accuracies(accuracies[num_context], base, groups))
         if recurring:
             unseen = np.where(new_options, margins, np.nan)[selected]
             values.update(_new_options_accuracy(unseen, conditions[selected, 0]))
@@ -53,18 +60,30 @@ def _user_accuracies(margins: np.ndarray, users: np.ndarray) -> dict[int, float]
 
 
 def _gain(accuracies: dict[int, float], base: dict[int, float]) -> dict[str, float]:
-    gains = np.array([accuracy - base[user] for user, accuracy in accuracies.items() if user in base])
-    if len(gains) < 2:
-        return {"gain": float(gains.mean())} if len(gains) else {}
-    return {"gain": float(gains.mean()), "gain_se": float(gains.std(ddof=1) / len(gains) ** 0.5)}
+    return _mean({user: accuracy - base[user] for user, accuracy in accuracies.items() if user in base}, "gain")
+
+
+def _group_accuracies(accuracies: dict[int, float], base: dict[int, float], groups: list[str]) -> dict[str, float]:
+    """Mean accuracy of the users of each group, and by how much it exceeds that of the same users at N_C = 0."""
+    values, means = {}, []
+    for group in sorted({groups[user] for user in accuracies}):
+        members = {user: accuracy for user, accuracy in accuracies.items() if groups[user] == group}
+        found = _mean(members, "accuracy") | _gain(members, base)
+        means.append(found["accuracy"])
+        values |= {f"{group}_{key}": value for key, value in found.items()}
+    return {**values, "worst_group_accuracy": min(means)}
+
+
+def _mean(accuracies: dict[int, float], name: str) -> dict[str, float]:
+    values = np.array(list(accuracies.values()))
+    if len(values) < 2:
+        return {name: float(values.mean())} if len(values) else {}
+    return {name: float(values.mean()), f"{name}_se": float(values.std(ddof=1) / len(values) ** 0.5)}
 
 
 def _new_options_accuracy(margins: np.ndarray, users: np.ndarray) -> dict[str, float]:
-    accuracies = np.array(list(_user_accuracies(margins, users).values()))
-    if len(accuracies) < 2:
-        return {}
-    se = float(accuracies.std(ddof=1) / len(accuracies) ** 0.5)
-    return {"new_options_accuracy": float(accuracies.mean()), "new_options_accuracy_se": se}
+    accuracies = _user_accuracies(margins, users)
+    return _mean(accuracies, "new_options_accuracy") if len(accuracies) > 1 else {}
 
 
 def _compute(margins: np.ndarray, users: np.ndarray) -> dict[str, float]:

@@ -32,6 +32,8 @@ class ContextConfigMixin:
             How often contexts and targets of a user are drawn in evaluation. For few users with many pairs.
         eval_disjoint_prompts (`bool`, *optional*, defaults to `False`):
             Whether target pairs must, in evaluation, have other prompts than the context pairs.
+        eval_group_column (`str`, *optional*):
+            Column of the evaluation set that says which group a user is in. The accuracy of each is reported too.
     """
 
     num_targets: int = field(default=9, metadata={"help": "Number of target pairs N_T of a task."})
@@ -67,6 +69,10 @@ class ContextConfigMixin:
     )
     eval_disjoint_prompts: bool = field(
         default=False, metadata={"help": "Whether targets must, in evaluation, have other prompts than the context."}
+    )
+    eval_group_column: str | None = field(
+        default=None,
+        metadata={"help": "Column that says which group a user is in. The accuracy of each group is reported too."},
     )
 
     def __post_init__(self):

@@ -38,6 +38,8 @@ class ContextualTrainerMixin:
     _margins: torch.Tensor
     # log-likelihood of each user's targets together, (U,), where they are not independent given the margins
     _joint_log_likelihood: torch.Tensor | None = None
+    # the group of each user of the set that is evaluated
+    _groups: list[str] | None = None
 
     def _select_users(self, dataset: Dataset, args, name: str) -> Dataset:
         """Check a dataset and leave out the users who are too short for a task, or raise."""
@@ -91,13 +93,14 @@ class ContextualTrainerMixin:
     ) -> DataLoader:
         if isinstance(dataset, Dataset):
             rows = PreferenceRows(self._with_embeddings(dataset, description.lower()))
-            dataset = self._training_tasks(rows) if is_training else self._evaluation_tasks(rows)
+            dataset = self._training_tasks(rows) if is_training else self.evaluation_tasks(rows)
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def _training_tasks(self, rows: PreferenceRows) -> TrainingTasks:
         return TrainingTasks(rows, self.args.task_sampling, self._data_seed)
 
-    def _evaluation_tasks(self, rows: PreferenceRows, shuffled_contexts: list[int] | None = None) -> EvaluationTasks:
+    def evaluation_tasks(self, rows: PreferenceRows, shuffled_contexts: list[int] | None = None) -> EvaluationTasks:
+        """The tasks that `evaluate` draws from rows of users; with `shuffled_contexts`, those of the control."""
         return EvaluationTasks(
             rows,
             num_contexts=self.args.eval_num_contexts,
@@ -113,10 +116,12 @@ class ContextualTrainerMixin:
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         tasks = dataloader.dataset
+        if isinstance(tasks, EvaluationTasks) and self.args.eval_group_column is not None:
+            self._groups = tasks.rows.groups(self.args.eval_group_column)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if isinstance(tasks, EvaluationTasks) and self.args.eval_shuffled_contexts:
-            shuffled = self._evaluation_tasks(tasks.rows, self.args.eval_shuffled_contexts)
+            shuffled = self.evaluation_tasks(tasks.rows, self.args.eval_shuffled_contexts)
             if len(shuffled) == 0:  # nobody has enough pairs, or there is nobody else
                 return output
             metrics, self._metrics["eval"] = self._metrics["eval"], defaultdict(list)
@@ -171,5 +176,5 @@ class ContextualTrainerMixin:
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute our metrics and, beside them, those of the `compute_metrics` that was passed."""
-        metrics = num_context_curve(prediction)
+        metrics = num_context_curve(prediction, self._groups)
         return metrics if self._user_metrics is None else {**metrics, **self._user_metrics(prediction)}

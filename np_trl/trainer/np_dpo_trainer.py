@@ -124,6 +124,21 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                     )
                 target.load_state_dict(source.state_dict())
 
+    def save_merged(self, output_dir: str) -> None:
+        """
+        Save the policy with its adapter, if it has one, merged into it, and its code beside it: it loads in one line with
+        `AutoModelForCausalLM` and `trust_remote_code=True`. The adapter is used up, so this is for the end of training.
+
+        Args:
+            output_dir (`str`):
+                Where model and tokenizer go.
+        """
+        if self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model)
+            model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+            model.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+
     # Override: check the rows, and tokenise rows that are tasks already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if isinstance(dataset, IterableDataset):

@@ -1,0 +1,194 @@
+"""
+What NP-DPO is compared with: the same training arguments, and the target pairs of the same evaluation.
+
+- mixture: DPO on the choices of all users, without a context;
+- dedicated: a DPO policy for each group of users, which no other policy is told: an upper bound;
+- few_shot: DPO with a user's choices as text in the prompt, which costs their tokens with every answer;
+- base: the base model. Its implicit reward is 0, so its accuracy is that of its log-likelihood.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from np_trl import NPDPOTrainer
+from np_trl.data import PreferenceRows
+from np_trl.metrics import UserAccuracy
+from np_trl.trainer.policy import np_parameters
+
+
+BASELINES = ("mixture", "dedicated", "few_shot", "base")
+
+
+class DPOBaselines:
+    """
+    The baselines of one NP-DPO run.
+
+    Args:
+        trainer ([`NPDPOTrainer`]):
+            The run, with its data sets tokenised and embedded.
+        build (`Callable`):
+            Builds a trainer of the same base model from `args`, `train_dataset` and `eval_dataset`.
+        num_steps (`int`, *optional*):
+            Training steps of each baseline. As many as the run has if not set.
+        groups (`list[str]`, *optional*):
+            The groups that have a dedicated policy. All of the evaluation set if not set.
+
+    Attributes:
+        policies (`dict[str, NPDPOTrainer]`): the mixture's policy, when it was measured.
+    """
+
+    def __init__(
+        self,
+        trainer: NPDPOTrainer,
+        build: Callable[..., NPDPOTrainer],
+        num_steps: int | None = None,
+        groups: list[str] | None = None,
+    ):
+        self.trainer, self.build, self.groups = trainer, build, groups
+        self.num_steps = trainer.args.max_steps if num_steps is None else num_steps
+        self.policies = {}
+        draws = draw_evaluation(trainer, num_context=0)
+        self.targets = trainer.eval_dataset.select(np.unique(np.concatenate([targets for _, targets in draws])))
+
+    def measure(self, name: str) -> dict[str, float]:
+        """Train and evaluate one of the `BASELINES`: `eval_{name}_nc{N}_accuracy` and the like."""
+        return getattr(self, name)()
+
+    def mixture(self) -> dict[str, float]:
+        self.policies["mixture"] = self._train("mixture", self.trainer.train_dataset, self.targets)
+        return _rename(self.policies["mixture"].evaluate(), "mixture")
+
+    def dedicated(self) -> dict[str, float]:
+        """Each group with the policy of its own, and the mean over groups."""
+        column = self.trainer.args.eval_group_column
+        if column is None:
+            raise ValueError("A dedicated policy needs groups of users. Name their column: `--eval_group_column`.")
+        accuracies = {}
+        for group in self.groups or sorted(map(str, self.targets.unique(column))):
+            datasets = [_of_group(dataset, column, group) for dataset in (self.trainer.train_dataset, self.targets)]
+            metrics = self._train(f"dedicated/{group}", *datasets).evaluate()
+            accuracies[f"eval_dedicated_nc0_{group}_accuracy"] = metrics["eval_nc0_accuracy"]
+        return {**accuracies, "eval_dedicated_nc0_accuracy": float(np.mean(list(accuracies.values())))}
+
+    def few_shot(self) -> dict[str, float]:
+        """The contexts of NP-DPO's evaluation as text, and what they cost."""
+        args, metrics = self.trainer.args, {}
+        eval_datasets = {f"nc{n}": self._show_contexts(n) for n in args.eval_num_contexts}
+        policy = self._train("few_shot", self._show_random_choices(), eval_datasets, args.precompute_ref_log_probs)
+        evaluated = policy.evaluate()
+        for name, dataset in policy.eval_dataset.items():
+            prefix = f"eval_few_shot_{name}"
+            metrics |= {
+                key.replace(f"eval_{name}_nc0", prefix): value
+                for key, value in evaluated.items()
+                if key.startswith(f"eval_{name}_nc0_")
+            }
+            metrics[f"{prefix}_prompt_tokens"] = float(np.mean([len(ids) for ids in dataset["prompt_ids"]]))
+            metrics[f"{prefix}_seconds_per_pair"] = evaluated[f"eval_{name}_runtime"] / len(dataset)
+        return metrics
+
+    @torch.no_grad()
+    def base(self) -> dict[str, float]:
+        trainer, margins = self.trainer, []
+        tokens = self.targets.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+        size = trainer.args.per_device_eval_batch_size
+        for batch in DataLoader(tokens, size, collate_fn=trainer.data_collator):
+            batch = trainer._prepare_inputs(batch)
+            chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, batch)
+            margins += (chosen - rejected).tolist()
+        users = np.unique(self.targets["user_id"], return_inverse=True)[1].tolist()
+        accuracy = UserAccuracy().compute(margins=margins, users=users)
+        return {f"eval_base_nc0_{key}": value for key, value in accuracy.items()}
+
+    def _train(self, name: str, train_dataset: Dataset, eval_dataset, precompute: bool = False) -> NPDPOTrainer:
+        """Train plain DPO: FiLM, which starts as the identity, stays it."""
+        args = dataclasses.replace(
+            self.trainer.args,
+            output_dir=f"{self.trainer.args.output_dir}/{name}",
+            max_steps=self.num_steps,
+            max_context=0,
+            eval_num_contexts=[0],
+            eval_shuffled_contexts=[],
+            eval_num_targets=len(self.targets),
+            drop_short_users=True,
+            precompute_ref_log_probs=precompute,  # the run's own data sets have them already
+            save_strategy="no",
+            report_to="none",
+        )
+        trainer = self.build(args=args, train_dataset=train_dataset, eval_dataset=eval_dataset)
+        for parameter in np_parameters(trainer.model).values():
+            parameter.requires_grad_(False)
+        trainer.train()
+        return trainer
+
+    def _show_contexts(self, num_context: int) -> Dataset:
+        draws = draw_evaluation(self.trainer, num_context)
+        shown = [(index, contexts) for contexts, targets in draws for index in targets]
+        return show_choices(self.trainer.eval_dataset, *zip(*shown, strict=True), self._end)
+
+    def _show_random_choices(self) -> Dataset:
+        """Show, in the prompt of every training pair, other pairs of the same user, as many as NP-DPO may see."""
+        args, dataset = self.trainer.args, self.trainer.train_dataset
+        rng, rows = np.random.default_rng(args.seed), PreferenceRows(dataset)
+        choices = {}
+        for user in range(len(rows)):
+            members = rows.of_user(user)
+            for index in members:
+                size = min(int(rng.integers(args.min_context, args.max_context, endpoint=True)), len(members) - 1)
+                choices[index] = rng.choice(members[members != index], size, replace=False)
+        return show_choices(dataset, list(choices), list(choices.values()), self._end)
+
+    @property
+    def _end(self) -> str:
+        return self.trainer.processing_class.eos_token
+
+
+def draw_evaluation(trainer: NPDPOTrainer, num_context: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw the row numbers of the context and the target set of every task that `trainer` evaluates at this N_C."""
+    tasks = trainer.evaluation_tasks(PreferenceRows(trainer.eval_dataset))
+    items = (tasks[index] for index in range(len(tasks)))
+    return [task.draw(trainer.args.task_sampling) for task in items if task.num_context == num_context]
+
+
+def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray], end: str) -> Dataset:
+    """
+    Put choices as text before the prompts of pairs.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Tokenised pairs.
+        indices (`list[int]`), choices (`list[np.ndarray]`):
+            Rows of `dataset`, and for each the rows of the choices that its prompt shows.
+        end (`str`):
+            The end-of-sequence token, which is not shown.
+
+    Returns:
+        [`~datasets.Dataset`] with a row for each of `indices`, not tokenised.
+    """
+    texts = dataset.select_columns(["prompt", "chosen", "rejected"])[:]
+    if not isinstance(texts["prompt"][0], str):
+        raise ValueError("Choices can be shown in prompts that are plain text only, but these are conversations.")
+
+    def show(row: int) -> str:
+        chosen, rejected = (texts[side][row].removesuffix(end) for side in ("chosen", "rejected"))
+        return f"{texts['prompt'][row]}\nPreferred:{chosen}\nOther:{rejected}\n\n"
+
+    prompts = ["".join(map(show, shown)) + texts["prompt"][i] for i, shown in zip(indices, choices, strict=True)]
+    stale = [name for name in dataset.column_names if name == "prompt" or name.endswith(("_ids", "_logps"))]
+    return dataset.select(indices).remove_columns(stale).add_column("prompt", prompts)
+
+
+def _of_group(dataset: Dataset, column: str, group: str) -> Dataset:
+    values = dataset.select_columns(column)[:][column]
+    return dataset.select([index for index, value in enumerate(values) if str(value) == group])
+
+
+def _rename(metrics: dict[str, float], name: str) -> dict[str, float]:
+    return {
+        key.replace("eval_", f"eval_{name}_"): value for key, value in metrics.items() if key.startswith("eval_nc")
+    }

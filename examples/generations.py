@@ -1,0 +1,234 @@
+"""
+What policies write for users: how long, how repetitive, how far from the reference, and whether it is what the users want.
+
+Answers are sampled to the prompts of the users' own target pairs, so neither the prompt's pair is among the choices that a
+user is known by, nor, where prompts are kept apart, its prompt.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from np_trl import NPDPOTrainer
+from np_trl.data import PreferenceRows
+from np_trl.data.style_grammar import detect_attributes, is_grammatical
+from np_trl.metrics import UserAccuracy
+
+
+# scores answers to prompts for users, who are given by their number: (prompts, texts, users) -> (answers,)
+Judge = Callable[[list[str], list[str], np.ndarray], np.ndarray]
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
+
+
+@torch.no_grad()
+def write(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    latents: torch.Tensor | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+) -> list[torch.Tensor]:
+    """
+    Sample an answer to each prompt, for the user of the same row; for nobody without `latents`.
+
+    Returns:
+        `list[torch.Tensor]`: the tokens of each answer, up to its end-of-sequence token.
+    """
+    answers = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        inputs = tokenizer(
+            batch, padding=True, padding_side="left", return_tensors="pt", return_token_type_ids=False
+        ).to(model.device)
+        users = {} if latents is None else {"latents": latents[start : start + batch_size].to(model.device)}
+        outputs = model.generate(**inputs, **users, **SAMPLING, max_new_tokens=max_new_tokens)
+        answers += [_cut(row, tokenizer.eos_token_id) for row in outputs[:, inputs["input_ids"].shape[1] :].cpu()]
+    return answers
+
+
+class Generations:
+    """
+    The users of an evaluation, and what policies write for them after N_C of their choices.
+
+    Args:
+        trainer ([`NPDPOTrainer`]):
+            The policy, its reference and the users.
+        num_context (`int`):
+            N_C.
+        answers_per_user (`int`, *optional*, defaults to `2`), max_new_tokens (`int`, *optional*, defaults to `64`):
+            How many answers are written for each user, and their largest length.
+    """
+
+    def __init__(self, trainer: NPDPOTrainer, num_context: int, answers_per_user: int = 2, max_new_tokens: int = 64):
+        self.trainer, self.num_context, self.max_new_tokens = trainer, num_context, max_new_tokens
+        self.tokenizer, self.rows = trainer.processing_class, PreferenceRows(trainer.eval_dataset)
+        self.model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        tasks = trainer.evaluation_tasks(self.rows)
+        first = {
+            task.user: task for task in map(tasks.__getitem__, range(len(tasks))) if task.num_context == num_context
+        }
+        users, contexts, targets = [], [], []
+        for user, task in first.items():
+            context, target = task.draw(trainer.args.task_sampling)
+            users += [user] * answers_per_user
+            contexts.append(self.rows.embeds(context) if num_context else torch.zeros(1, 2, trainer._embed_size))
+            targets += [target[index % len(target)] for index in range(answers_per_user)]
+        self.users = np.array(users)  # (answers,)
+        self.prompts = [pair["prompt"] for pair in self.rows.take(targets)]
+        self.latents = self._infer(torch.stack(contexts)).repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
+
+    @torch.no_grad()
+    def _infer(self, contexts: torch.Tensor) -> torch.Tensor:
+        mask = torch.full(contexts.shape[:2], self.num_context > 0, device=self.model.device)
+        return self.model.infer_latents(contexts.to(self.model.device), mask)
+
+    def evaluate(self, judge: Judge | None = None, opponent: nn.Module | None = None) -> dict[str, float]:
+        """
+        Describe the answers of the policy, of the base model and of an opponent, and judge them against the opponent's.
+
+        Returns:
+            `dict[str, float]`: `{policy, base, opponent}_tokens`, `_repetition`, `_finished`; `kl` to the reference, in
+            nats a token; `win_rate` over the opponent, with its standard error over users, of all and of each group.
+        """
+        set_seed(self.trainer.args.seed)
+        answers = self._write(self.model, self.latents)
+        with reference_policy(self.trainer) as reference:
+            base_answers = self._write(reference)
+        written = {"policy": answers, "base": base_answers}
+        if opponent is not None:
+            written["opponent"] = self._write(opponent.eval())
+        metrics = {"kl": self.kl(answers)}
+        for name, texts in written.items():
+            metrics |= {f"{name}_{key}": value for key, value in describe(texts, self.tokenizer.eos_token_id).items()}
+        self.texts = {
+            name: self.tokenizer.batch_decode(answers, skip_special_tokens=True) for name, answers in written.items()
+        }
+        if judge is not None and opponent is not None:
+            scores = [judge(self.prompts, self.texts[name], self.users) for name in ("policy", "opponent")]
+            metrics |= self._win_rates(scores[0] - scores[1])
+        return metrics
+
+    def write(self, prompts: list[str], user: int) -> list[str]:
+        """Write the policy's answers to other prompts, for one user."""
+        latents = self.latents[self.users == user][:1].expand(len(prompts), -1)
+        answers = write(self.model, self.tokenizer, prompts, latents, self.max_new_tokens)
+        return self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+    def _write(self, model: nn.Module, latents: torch.Tensor | None = None) -> list[torch.Tensor]:
+        return write(model, self.tokenizer, self.prompts, latents, self.max_new_tokens)
+
+    def _win_rates(self, margins: np.ndarray) -> dict[str, float]:
+        """How often a margin is positive, ties counting half: the mean over users, and that of each group."""
+        column, groups = self.trainer.args.eval_group_column, {"": np.ones(len(margins), dtype=bool)}
+        if column is not None:
+            names = np.array(self.rows.groups(column))[self.users]
+            groups |= {f"{name}_": names == name for name in np.unique(names)}
+        rates = {}
+        for name, members in groups.items():
+            rate = UserAccuracy().compute(margins=margins[members].tolist(), users=self.users[members].tolist())
+            rates[f"{name}win_rate"] = rate["accuracy"]
+            if "accuracy_se" in rate:
+                rates[f"{name}win_rate_se"] = rate["accuracy_se"]
+        return rates
+
+    @torch.no_grad()
+    def kl(self, answers: list[torch.Tensor], batch_size: int = 32) -> float:
+        """Mean over the tokens written of KL(policy || reference) given what is before them, in nats."""
+        total, count = 0.0, 0
+        for start in range(0, len(answers), batch_size):
+            part = slice(start, start + batch_size)
+            inputs, mask = self._join(self.prompts[part], answers[part])
+            policy = self.model(**inputs, latents=self.latents[part]).logits[:, :-1].float().log_softmax(dim=-1)
+            with reference_policy(self.trainer) as model:
+                reference = model(**inputs).logits[:, :-1].float().log_softmax(dim=-1)
+            divergence = (policy.exp() * (policy - reference)).sum(dim=-1)  # (B, T - 1)
+            total, count = total + float(divergence[mask[:, 1:]].sum()), count + int(mask[:, 1:].sum())
+        return total / count
+
+    def _join(self, prompts: list[str], answers: list[torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Join prompts and answers, padded on the right, and say which tokens are the answers': `(B, T)`."""
+        prompt_ids = self.tokenizer(prompts)["input_ids"]
+        rows = [torch.cat([torch.tensor(ids), answer]) for ids, answer in zip(prompt_ids, answers, strict=True)]
+        lengths = torch.tensor([[len(ids), len(row)] for ids, row in zip(prompt_ids, rows, strict=True)])
+        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        positions = torch.arange(input_ids.shape[1])
+        present = positions < lengths[:, 1:]
+        inputs = {"input_ids": input_ids, "attention_mask": present.long()}
+        inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+        return inputs, (present & (positions >= lengths[:, :1])).to(self.model.device)
+
+
+@contextmanager
+def reference_policy(trainer: NPDPOTrainer) -> Iterator[nn.Module]:
+    """The reference policy of a trainer: `ref_model`, or the policy without its adapter and without users."""
+    if trainer.ref_model is not None:
+        yield trainer.ref_model.eval()
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with model.disable_adapter():
+            yield model
+
+
+def describe(answers: list[torch.Tensor], eos_token_id: int) -> dict[str, float]:
+    """Mean number of tokens, share of trigrams that an answer has had before, and share of answers that ended."""
+    repetitions = []
+    for answer in answers:
+        trigrams = list(zip(*(answer[offset:].tolist() for offset in range(3)), strict=False))
+        repetitions.append(1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0)
+    return {
+        "tokens": float(np.mean([len(answer) for answer in answers])),
+        "repetition": float(np.mean(repetitions)),
+        "finished": float(np.mean([eos_token_id in answer for answer in answers])),
+    }
+
+
+def style_judge(rows: PreferenceRows) -> Judge:
+    """Judge answers of the style population: how many of the four attributes are as the user wants them, exactly."""
+    styles = np.array([rows.dataset[int(rows.of_user(user)[0])]["style"] for user in range(len(rows))])  # (users, 4)
+
+    def judge(prompts: list[str], texts: list[str], users: np.ndarray) -> np.ndarray:
+        attributes = np.array([detect_attributes(text) for text in texts])
+        return (attributes == styles[users]).mean(axis=1)
+
+    return judge
+
+
+def reward_judge(models: dict[str, nn.Module], groups: list[str]) -> Judge:
+    """
+    Judge answers by dedicated reward models.
+
+    Args:
+        models (`dict[str, nn.Module]`):
+            A reward model that scores texts ([`NPRewardModel.score`]) for each group.
+        groups (`list[str]`):
+            The group of every user.
+    """
+    missing = sorted(set(groups) - set(models))
+    if missing:
+        raise ValueError(f"The groups {missing} have no judge, only {sorted(models)}. Give each a reward model.")
+
+    def judge(prompts: list[str], texts: list[str], users: np.ndarray) -> np.ndarray:
+        options = [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True)]
+        scores, of_users = np.empty(len(options)), np.array(groups)[users]
+        for group in np.unique(of_users):
+            members = np.flatnonzero(of_users == group)
+            scores[members] = models[group].score([options[index] for index in members]).cpu().numpy()
+        return scores
+
+    return judge
+
+
+def share_grammatical(prompts: list[str], texts: list[str]) -> float:
+    """The share of answers that are in the language of the style population."""
+    return float(np.mean([is_grammatical(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]))
+
+
+def _cut(answer: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Cut an answer behind its end-of-sequence token."""
+    ends = (answer == eos_token_id).nonzero()
+    return answer if len(ends) == 0 else answer[: int(ends[0]) + 1]
