@@ -18,15 +18,23 @@ python examples/evaluate.py \
     --output_dir runs/evaluation
 ```
 
-A policy needs its reference policy (the base model it was trained from):
+A merged policy needs its reference policy (the base model it was trained from). With `--num_generations` it writes for the
+users too: length, repetition, KL to the reference and, given an opponent and judges, how often it wins:
 
 ```sh
 python examples/evaluate.py \
     --model_name_or_path runs/np_dpo/merged \
     --ref_model_name_or_path google/gemma-2b \
     --dataset_name test.parquet \
+    --group_column group \
+    --num_generations 2 \
+    --opponent runs/np_dpo/mixture \
+    --judges helpfulness=runs/reward_helpfulness honesty=runs/reward_honesty \
     --output_dir runs/evaluation
 ```
+
+A judge is a reward model of texts that knows one group alone (`np_reward.py --where group=honesty --max_context 0
+--embedder_name_or_path ...`), or `style`: the exact detectors of the style population.
 """
 
 import json
@@ -34,9 +42,11 @@ import sys
 from dataclasses import dataclass, field
 
 
-sys.path.pop(0)  # this folder: its namesake would hide the library `evaluate`
+sys.path.append(sys.path.pop(0))  # this folder last: its namesake would hide the library `evaluate`
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from generations import Generations, Judge, reward_judge, style_judge  # noqa: E402
+from peft import PeftModel  # noqa: E402
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from transformers.hf_argparser import HfArg  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
@@ -70,6 +80,20 @@ class ScriptArguments:
     disjoint_prompts: bool = field(
         default=False, metadata={"help": "Whether targets must have other prompts than the context."}
     )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Column that says which group a user is in, to report each group too."}
+    )
+    num_generations: int = field(
+        default=0, metadata={"help": "Answers that a policy writes for each user, at each N_C. 0: none."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Largest number of tokens of an answer."})
+    opponent: str | None = field(
+        default=None, metadata={"help": "A policy that knows no users, to win against: the mixture's."}
+    )
+    judges: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Who judges the answers: `GROUP=PATH` of a reward model for each group, or `style`."},
+    )
     drop_short_users: bool = field(
         default=True, metadata={"help": "Leave users out where they have too few pairs, instead of raising an error."}
     )
@@ -102,6 +126,7 @@ def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTraine
         "eval_num_targets": script_args.num_targets,
         "eval_num_draws": script_args.num_draws or max(4, -(-400 // num_users)),
         "eval_disjoint_prompts": script_args.disjoint_prompts,
+        "eval_group_column": script_args.group_column,
         "drop_short_users": script_args.drop_short_users,
         "drop_ties": script_args.drop_ties,
         "per_device_eval_batch_size": script_args.batch_size,
@@ -112,14 +137,15 @@ def build_trainer(script_args: ScriptArguments) -> NPRewardTrainer | NPDPOTraine
     datasets = {"train_dataset": dataset, "eval_dataset": dataset}
     if config is not None:
         return NPRewardTrainer(path, args=NPRewardConfig(**training_args), **datasets)
-    if script_args.ref_model_name_or_path is None:
+    policy, reference = load_policy(path), script_args.ref_model_name_or_path
+    if reference is None and not isinstance(policy, PeftModel):
         raise ValueError(
-            f"{path!r} is a policy, whose implicit reward needs the reference policy. Pass its base model as "
+            f"{path!r} is a merged policy, whose implicit reward needs the reference policy. Pass its base model as "
             "`--ref_model_name_or_path`."
         )
     return NPDPOTrainer(
-        load_policy(path),
-        ref_model=AutoModelForCausalLM.from_pretrained(script_args.ref_model_name_or_path),
+        policy,
+        ref_model=None if reference is None else AutoModelForCausalLM.from_pretrained(reference),
         args=NPDPOConfig(**training_args, beta=script_args.beta),
         processing_class=AutoTokenizer.from_pretrained(path),
         **datasets,
@@ -135,9 +161,35 @@ def reward_config(path: str) -> NPRewardModelConfig | None:
     return config if config.model_type == NPRewardModelConfig.model_type else None
 
 
+def build_judge(names: list[str], generations: Generations, group_column: str | None) -> Judge | None:
+    """Load the judges that the command line names."""
+    if not names:
+        return None
+    if names == ["style"]:
+        return style_judge(generations.rows)
+    paths = dict(name.split("=", maxsplit=1) for name in names if "=" in name)
+    if len(paths) < len(names) or group_column is None:
+        raise ValueError(f"`--judges {names}` must each be `GROUP=PATH`, of the groups that `--group_column` names.")
+    models = {group: AutoModel.from_pretrained(path).eval() for group, path in paths.items()}
+    return reward_judge(models, generations.rows.groups(group_column))
+
+
+def evaluate_generations(trainer: NPDPOTrainer, script_args: ScriptArguments) -> dict[str, float]:
+    """Write for the users after each number of choices, and judge what is written."""
+    opponent, metrics = script_args.opponent and load_policy(script_args.opponent).to(trainer.accelerator.device), {}
+    for num_context in script_args.num_contexts:
+        generations = Generations(trainer, num_context, script_args.num_generations, script_args.max_new_tokens)
+        judge = build_judge(script_args.judges, generations, script_args.group_column)
+        written = generations.evaluate(judge, opponent)
+        metrics |= {f"eval_nc{num_context}_{key}": value for key, value in written.items()}
+    return metrics
+
+
 def main(script_args: ScriptArguments) -> None:
     trainer = build_trainer(script_args)
     metrics = trainer.evaluate()
+    if script_args.num_generations and isinstance(trainer, NPDPOTrainer):
+        metrics |= evaluate_generations(trainer, script_args)
     trainer.save_metrics("eval", metrics)
     curve = {key: value for key, value in metrics.items() if key.startswith("eval_nc")}
     trainer.accelerator.print(json.dumps(curve, indent=2))

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from np_trl.data.embeddings import text_id
-from np_trl.data.loading import load_preferences
+from np_trl.data.loading import PreferenceArguments, load_preferences
 
 
 ROWS = [
@@ -48,3 +48,18 @@ def test_embeddings_come_from_a_file_of_their_own(tmp_path, file):
     Dataset.from_list([{"text_id": text_id(text), "embedding": [ord(text)]} for text in "ab"]).to_parquet(path)
     dataset = load_preferences(file, where=["split=val"], embeddings=path)
     assert (dataset[0]["chosen_embeds"], dataset[0]["rejected_embeds"]) == ([97.0], [98.0])
+
+
+def test_users_of_the_evaluation_may_be_known_by_their_training_rows(file):
+    rows = [*ROWS, {"user_id": "ada", "chosen": "b", "rejected": "a", "split": "val", "fold": 3}]
+    Dataset.from_list(rows).to_parquet(file)
+    arguments = PreferenceArguments(
+        dataset_name=file, where=["split=train"], eval_where=["split=val"], eval_context_where=["split=train"]
+    )
+    train_dataset, eval_dataset = arguments.load()
+    assert train_dataset["user_id"][:] == ["ada", "bob"]
+    # bob has nothing to predict, eve is known by nothing
+    assert [(row["user_id"], row["fold"], row["role"]) for row in eval_dataset] == [
+        ("ada", 1, "context"),
+        ("ada", 3, "target"),
+    ]

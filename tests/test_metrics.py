@@ -73,3 +73,14 @@ def test_targets_with_options_of_the_context_are_told_apart():
     assert metrics["nc5_accuracy"] == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert metrics["nc5_new_options_accuracy"] == pytest.approx((0 + 1 + 0.5) / 3)
     assert metrics["nc5_new_options_accuracy_se"] == pytest.approx(np.std([0, 1, 0.5], ddof=1) / 3**0.5)
+
+
+def test_groups_have_means_and_gains_of_their_own():
+    margins = np.array([[-1.0], [1.0], [-1.0], [1.0], [1.0], [-1.0]])
+    conditions = np.array([[0, 0], [1, 0], [2, 0], [0, 5], [1, 5], [2, 5]])
+    prediction = EvalPrediction((margins, -margins[:, 0], np.ones_like(margins, dtype=bool)), conditions)
+    metrics = num_context_curve(prediction, groups=["a", "a", "b"])
+    assert metrics["nc0_a_accuracy"] == 0.5 and metrics["nc5_a_accuracy"] == 1.0
+    assert metrics["nc5_a_gain"] == 0.5 and metrics["nc5_a_gain_se"] == pytest.approx(0.5)
+    assert metrics["nc5_b_accuracy"] == metrics["nc5_worst_group_accuracy"] == 0.0
+    assert "nc0_a_gain" not in metrics and "nc5_b_accuracy_se" not in metrics  # one user has no standard error

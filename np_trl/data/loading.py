@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 
 from np_trl.data.embeddings import join_embeddings
 
@@ -28,6 +28,13 @@ class PreferenceArguments:
     eval_where: list[str] = field(
         default_factory=list, metadata={"help": "Conditions `column=value` on the rows to evaluate on."}
     )
+    eval_context_where: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Conditions on rows that the users of the evaluation are known by, such as their training rows. Those of "
+            "`eval_where` are then their targets only."
+        },
+    )
     embeddings: str | None = field(
         default=None, metadata={"help": "File or dataset with `text_id` and `embedding` of every text, once."}
     )
@@ -39,10 +46,11 @@ class PreferenceArguments:
         """Load the pairs to train on and those to evaluate on."""
         embeddings = {"embeddings": self.embeddings, "embedding_kind": self.embedding_kind}
         eval_name = self.eval_dataset_name or self.dataset_name
-        return (
-            load_preferences(self.dataset_name, "train", self.where, **embeddings),
-            load_preferences(eval_name, "test", self.eval_where, **embeddings),
-        )
+        eval_dataset = load_preferences(eval_name, "test", self.eval_where, **embeddings)
+        if self.eval_context_where:
+            contexts = load_preferences(eval_name, "test", self.eval_context_where, **embeddings)
+            eval_dataset = _with_roles(contexts, eval_dataset)
+        return load_preferences(self.dataset_name, "train", self.where, **embeddings), eval_dataset
 
 
 def load_preferences(
@@ -76,6 +84,17 @@ def load_preferences(
     """
     dataset = _select(_load(name, split), where or [], name)
     return dataset if embeddings is None else join_embeddings(dataset, _load(embeddings, "train"), embedding_kind)
+
+
+def _with_roles(contexts: Dataset, targets: Dataset) -> Dataset:
+    """Join the pairs that users are known by with those that are predicted, for the users who have both."""
+    parts = {"context": contexts, "target": targets}
+    users = set(contexts["user_id"]) & set(targets["user_id"])
+    kept = []
+    for role, dataset in parts.items():
+        indices = [index for index, user in enumerate(dataset["user_id"]) if user in users]
+        kept.append(dataset.select(indices).add_column("role", [role] * len(indices)))
+    return concatenate_datasets(kept)
 
 
 def _load(name: str, split: str) -> Dataset:

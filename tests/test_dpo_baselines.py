@@ -1,0 +1,98 @@
+"""The baselines of NP-DPO, which examples/dpo_baselines.py trains."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+
+from np_trl import NPDPOTrainer
+
+from .testing_utils import ROOT, dpo_config, style_rows, tiny_gemma, tiny_tokenizer
+
+
+sys.path.append(str(ROOT / "examples"))  # last: its evaluate.py would hide the library `evaluate`
+
+from dpo_baselines import DPOBaselines, draw_evaluation  # noqa: E402
+
+
+@pytest.fixture
+def baselines(tmp_path) -> DPOBaselines:
+    base = tiny_gemma(tmp_path / "base")
+
+    def build(args, **datasets) -> NPDPOTrainer:
+        args.film_kwargs = {"context_config": {"hidden_size": 16, "latent_size": 12, "memory_size": 8}}
+        peft_config = LoraConfig(target_modules=["q_proj"], layers_to_transform=[1, 2], task_type="CAUSAL_LM")
+        return NPDPOTrainer(base, args=args, processing_class=tiny_tokenizer(), peft_config=peft_config, **datasets)
+
+    args = dpo_config(tmp_path / "out", eval_group_column="group", max_length=None)
+    trainer = build(args, train_dataset=style_rows(32), eval_dataset=style_rows(32, seed=1))
+    return DPOBaselines(trainer, build)
+
+
+def test_the_mixture_is_plain_dpo_on_the_same_targets(baselines):
+    metrics = baselines.measure("mixture")
+    model = baselines.policies["mixture"].model.eval()
+    targets = {index for _, targets in draw_evaluation(baselines.trainer, 2) for index in targets}
+    wanted = baselines.trainer.eval_dataset.select(sorted(targets))
+    assert baselines.targets.select_columns(["user_id", "chosen"])[:] == wanted.select_columns(["user_id", "chosen"])[:]
+    tokens = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with torch.no_grad():
+        logits = model(**tokens).logits
+        torch.testing.assert_close(model(**tokens, latents=torch.randn(1, 12)).logits, logits)  # FiLM is the identity
+        with model.disable_adapter():
+            assert not torch.equal(model(**tokens).logits, logits)  # LoRA is not
+    assert 0 <= metrics["eval_mixture_nc0_worst_group_accuracy"] <= metrics["eval_mixture_nc0_accuracy"] <= 1
+
+
+def test_a_dedicated_policy_sees_its_group_alone(baselines, monkeypatch):
+    groups, seen = ["long_list_formal_hedged", "short_prose_casual_sure"], []
+    build = baselines.build
+
+    def watch(**kwargs):
+        seen.append([set(kwargs[name]["group"]) for name in ("train_dataset", "eval_dataset")])
+        return build(**kwargs)
+
+    baselines.groups, baselines.build = groups, watch
+    metrics = baselines.measure("dedicated")
+    assert seen == [[{group}, {group}] for group in groups]
+    accuracies = [metrics[f"eval_dedicated_nc0_{group}_accuracy"] for group in groups]
+    assert metrics["eval_dedicated_nc0_accuracy"] == pytest.approx(np.mean(accuracies))
+
+
+def test_few_shot_prompts_show_the_contexts_of_the_evaluation(baselines):
+    shown = baselines._show_contexts(2)
+    dataset, row = baselines.trainer.eval_dataset, 0
+    for contexts, targets in draw_evaluation(baselines.trainer, 2):
+        for index in targets:
+            pair, prompt = dataset[int(index)], shown[row]["prompt"]
+            assert shown[row]["user_id"] == pair["user_id"] and prompt.endswith(pair["prompt"])
+            assert prompt.count("Preferred:") == len(contexts) == 2 and "<eos>" not in prompt
+            assert all(f"Preferred:{dataset[int(i)]['chosen'].removesuffix('<eos>')}" in prompt for i in contexts)
+            row += 1
+    assert row == len(shown)
+    metrics = baselines.measure("few_shot")
+    assert metrics["eval_few_shot_nc2_prompt_tokens"] > 3 * metrics["eval_few_shot_nc0_prompt_tokens"]
+    assert {"eval_few_shot_nc2_accuracy", "eval_few_shot_nc2_worst_group_accuracy"} <= metrics.keys()
+
+
+def test_the_base_model_is_judged_by_its_log_likelihood(baselines):
+    metrics, model = baselines.measure("base"), baselines.trainer.model.eval()
+    users, correct = baselines.targets["user_id"], []
+    for row in baselines.targets:
+        log_probs = []
+        for side in ("chosen_ids", "rejected_ids"):
+            ids = torch.tensor([row["prompt_ids"] + row[side]])
+            with torch.no_grad(), model.disable_adapter():
+                scores = model(input_ids=ids).logits.log_softmax(dim=-1)[0, :-1]
+            log_probs.append(scores.gather(1, ids[0, 1:, None])[len(row["prompt_ids"]) - 1 :].sum())
+        correct.append(float(log_probs[0] > log_probs[1]))
+    accuracy = np.mean([np.mean([c for c, u in zip(correct, users, strict=True) if u == user]) for user in set(users)])
+    assert metrics["eval_base_nc0_accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_dedicated_policy_needs_groups(baselines):
+    baselines.trainer.args.eval_group_column = None
+    with pytest.raises(ValueError, match="--eval_group_column"):
+        baselines.measure("dedicated")

@@ -1,0 +1,111 @@
+"""What policies write, measured by examples/generations.py."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+
+from np_trl import NPDPOTrainer
+from np_trl.data.style_grammar import write_answer
+from np_trl.data.style_population import split_prompts
+
+from .testing_utils import ROOT, dpo_config, style_rows, tiny_gemma, tiny_reward_model, tiny_tokenizer
+
+
+sys.path.append(str(ROOT / "examples"))  # last: its evaluate.py would hide the library `evaluate`
+
+from generations import Generations, describe, reward_judge, style_judge  # noqa: E402
+
+
+@pytest.fixture
+def generations(tmp_path) -> Generations:
+    trainer = NPDPOTrainer(
+        tiny_gemma(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out", eval_group_column="group", np_learning_rate=0.1, learning_rate=0.05),
+        train_dataset=style_rows(16),
+        eval_dataset=style_rows(16, seed=1),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(target_modules=["q_proj"], layers_to_transform=[1, 2], task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    return Generations(trainer, num_context=2, max_new_tokens=8)
+
+
+def test_answers_are_described_by_length_repetition_and_end():
+    answers = [torch.tensor([5, 6, 7, 5, 6, 7, 1]), torch.tensor([8, 9])]
+    # five trigrams, four of them different; no trigram
+    assert describe(answers, eos_token_id=1) == {"tokens": 4.5, "repetition": pytest.approx(0.1), "finished": 0.5}
+
+
+def test_every_user_is_written_for_after_its_own_choices(generations):
+    assert len(generations.prompts) == len(generations.latents) == 32
+    assert generations.users.tolist() == np.arange(16).repeat(2).tolist()
+    rows, model = generations.rows, generations.model
+    tasks = generations.trainer.evaluation_tasks(rows)
+    task = next(task for task in map(tasks.__getitem__, range(len(tasks))) if (task.user, task.num_context) == (3, 2))
+    contexts, targets = task.draw(None)
+    with torch.no_grad():
+        latents = model.infer_latents(rows.embeds(contexts).unsqueeze(0), torch.ones(1, 2))
+    torch.testing.assert_close(generations.latents[6:7], latents)
+    assert generations.prompts[6:8] == [row["prompt"] for row in rows.take(targets[:2])]
+
+
+def test_the_kl_is_that_of_the_whole_vocabulary_at_every_token(generations):
+    answers = [torch.tensor([9, 8, 7]), torch.tensor([6, 1])] * 16
+    divergences = []
+    for prompt, answer, latents in zip(generations.prompts, answers, generations.latents, strict=True):
+        prompt_ids = generations.tokenizer(prompt)["input_ids"]
+        ids = torch.tensor([[*prompt_ids, *answer.tolist()]])
+        with torch.no_grad():
+            policy = generations.model(input_ids=ids, latents=latents.unsqueeze(0)).logits.log_softmax(dim=-1)
+            with generations.model.disable_adapter():
+                reference = generations.model(input_ids=ids).logits.log_softmax(dim=-1)
+        divergence = torch.nn.functional.kl_div(reference, policy, reduction="none", log_target=True).sum(dim=-1)
+        divergences += divergence[0, len(prompt_ids) - 1 : -1].tolist()
+    assert generations.kl(answers) == pytest.approx(np.mean(divergences), rel=1e-4)
+    assert generations.kl(answers) > 1e-6
+
+
+def test_a_policy_wins_where_its_judge_says_so(generations):
+    base = generations.model.get_base_model()
+
+    def judge(prompts, texts, users):
+        judge.calls += 1
+        return np.where(users < 8, 1.0, 0.0) if judge.calls == 1 else np.zeros(len(users))
+
+    judge.calls = 0
+    metrics = generations.evaluate(judge, opponent=base)
+    assert metrics["win_rate"] == 0.75  # ties count half
+    rates = [metrics[f"{group}_win_rate"] for group in generations.rows.groups("group")]
+    assert rates == [1.0] * 8 + [0.5] * 8
+    assert {"kl", "policy_tokens", "base_repetition", "opponent_finished"} <= metrics.keys()
+    assert metrics["policy_tokens"] <= 8
+
+
+def test_the_style_judge_knows_what_users_want(generations):
+    rows, judge = generations.rows, style_judge(generations.rows)
+    prompt, users = split_prompts()[0][0], np.arange(16)
+    styles = [rows.dataset[int(rows.of_user(user)[0])]["style"] for user in users]
+    wanted = [write_answer(prompt, style, np.random.default_rng(0)) for style in styles]
+    opposite = [write_answer(prompt, [-sign for sign in style], np.random.default_rng(0)) for style in styles]
+    assert judge([prompt] * 16, wanted, users).tolist() == [1.0] * 16
+    assert judge([prompt] * 16, opposite, users).tolist() == [0.0] * 16
+
+
+def test_every_group_needs_a_reward_model_as_judge():
+    with pytest.raises(ValueError, match=r"\['b'\] have no judge, only \['a'\]"):
+        reward_judge({"a": tiny_reward_model()}, ["a", "b"])
+
+
+def test_reward_models_judge_the_users_of_their_group():
+    class Scorer:
+        def __init__(self, sign):
+            self.sign = sign
+
+        def score(self, options):
+            return torch.tensor([self.sign * float(len(option["completion"])) for option in options])
+
+    judge = reward_judge({"long": Scorer(1), "short": Scorer(-1)}, ["long", "short", "long"])
+    assert judge(["?"] * 3, ["a", "bb", "ccc"], np.array([0, 1, 2])).tolist() == [1.0, -2.0, 3.0]
