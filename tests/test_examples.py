@@ -8,9 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 from trl import TrlParser
 
 from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, RewardModelArguments
@@ -36,19 +37,20 @@ def results(path) -> dict:
 
 def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
     config = EXAMPLES / "configs" / "np_dpo_style.yaml"
-    small = "--num_train_users 32 --num_eval_users 16 --reward_steps 20 --max_steps 4 --mixed_dpo_steps 2".split()
+    small = "--num_train_users 32 --num_eval_users 16 --reward_steps 20 --max_steps 4 --baseline_steps 2".split()
     printed = run(
         "np_dpo.py", "--config", config, *small, "--per_device_train_batch_size", 4, "--num_threads", 1, cwd=tmp_path
     )
     metrics = results(tmp_path / "runs" / "np_dpo_style")
     for key in (
         "eval_nc0_accuracy", "eval_nc10_accuracy", "eval_nc10_accuracy_se", "eval_nc10_nll", "eval_nc10_bayes_accuracy",
-        "eval_nc10_worst_decile_accuracy", "eval_nc10_worst_style_accuracy", "eval_nc10_shuffled_accuracy",
-        "eval_nc10_steering_accuracy", "eval_nc10_grammatical", "eval_base_grammatical", "eval_btl_dpo_accuracy",
-        "eval_reward_nc10_accuracy",
+        "eval_nc10_worst_decile_accuracy", "eval_nc10_worst_group_accuracy", "eval_nc10_shuffled_accuracy",
+        "eval_nc10_long_list_formal_sure_accuracy", "eval_nc10_steering_accuracy", "eval_nc10_win_rate",
+        "eval_nc10_short_prose_casual_sure_win_rate", "eval_nc10_kl", "eval_nc10_grammatical",
+        "eval_nc10_base_grammatical", "eval_mixture_nc0_accuracy", "eval_reward_nc10_accuracy",
     ):  # fmt: skip
         assert 0 <= metrics[key] <= 5, key
-    assert metrics["eval_base_grammatical"] > 0.95
+    assert metrics["eval_nc10_base_grammatical"] > 0.95
     assert printed.count("to a user who chose") == 4
     merged = tmp_path / "runs" / "np_dpo_style" / "merged"
     # the merged policy, and the adapter
@@ -57,6 +59,43 @@ def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
         assert "How do I clean the bike?" in run(
             "generate.py", "--model_name_or_path", path, "--user", choices, cwd=tmp_path
         )
+    # what an adapter writes, against the mixture's policy, and its latents
+    style_rows(num_users=32, seed=1).to_parquet(tmp_path / "users.parquet")
+    users = "--dataset_name users.parquet --group_column group --num_contexts 0 2".split()
+    judged = ["--num_generations", 1, "--judges", "style", "--opponent", merged.parent / "mixture"]
+    run("evaluate.py", "--model", merged.parent, *users, *judged, "--output_dir", "out", cwd=tmp_path)
+    written = results(tmp_path / "out")
+    assert 0 <= written["eval_nc2_short_list_casual_sure_win_rate"] <= 1 and written["eval_nc0_kl"] >= 0
+    pytest.importorskip("matplotlib")
+    figure = ["--figure", "latents", "--results_dir", "pictures"]
+    run("paper/fig3_policies.py", "--model", merged.parent, *users, *figure, cwd=tmp_path)
+    assert -1 <= json.loads((tmp_path / "pictures" / "latents.json").read_text())["figures"]["nc2_silhouette"] <= 1
+
+
+def test_an_ablation_changes_one_part_at_a_time_and_goes_on_where_it_stopped(tmp_path):
+    recipe = yaml.safe_load((EXAMPLES / "configs" / "np_dpo_style.yaml").read_text())
+    sizes = {"num_train_users": 16, "num_eval_users": 16, "reward_steps": 5, "max_steps": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **sizes, "per_device_train_batch_size": 4}))
+    options = "--recipe recipe.yaml --name table --output_dir runs --num_threads 1 --num_seeds 1 --results_dir out"
+    variants = ["--variants", "recipe", "film_site attention"]
+    first = run("ablation.py", *options.split(), *variants, cwd=tmp_path)
+    config = yaml.safe_load((tmp_path / "runs" / "film_site_attention_0" / "config.yaml").read_text())
+    assert config["film_kwargs"] == {**recipe["film_kwargs"], "film_site": "attention"} and config["max_steps"] == 2
+    table = json.loads((tmp_path / "out" / "table.json").read_text())["figures"]
+    assert list(table) == ["recipe", "film_site attention"] and "eval_nc10_worst_group_accuracy" in table["recipe"]
+    (tmp_path / "runs" / "recipe_0" / "config.yaml").unlink()
+    assert run("ablation.py", *options.split(), *variants, cwd=tmp_path) == first  # without a run
+    assert not (tmp_path / "runs" / "recipe_0" / "config.yaml").exists()
+
+
+def test_a_gemma_is_pretrained_on_the_texts_of_pairs(tmp_path):
+    style_rows(num_users=4, pairs_per_user=6).to_parquet(tmp_path / "pairs.parquet")
+    sizes = "--vocab_size 300 --hidden_size 16 --num_layers 2 --max_length 96 --batch_size 8".split()
+    run("pretrain_gemma.py", "--dataset_name", "pairs.parquet", *sizes, "--output_dir", "gemma", cwd=tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path / "gemma").num_hidden_layers == 2
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "gemma")
+    text = style_rows(num_users=4, pairs_per_user=6)[0]["chosen"]
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_the_reward_example_prints_all_models_and_the_limit(tmp_path):

@@ -91,6 +91,26 @@ def test_figure_3_holds_the_latents_by_number_of_choices(draw, tmp_path):
     assert all(-1 <= numbers[f"nc{n}_silhouette"] <= 1 for n in (1, 4))
 
 
+def test_figure_2_of_policies_draws_every_group_that_was_measured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    import fig2_policies
+    import matplotlib.pyplot as plt
+
+    numbers = {f"eval_nc{n}_{key}": 0.5 + n / 20 for n in (0, 5) for key in ("accuracy", "a_accuracy", "b_accuracy")}
+    numbers |= {
+        "eval_nc5_gain": 0.2,
+        "eval_nc5_a_gain": 0.2,
+        "eval_nc5_b_gain": 0.2,
+        "eval_dedicated_nc0_a_accuracy": 0.9,
+    }
+    _, ax = plt.subplots()
+    fig2_policies.draw(ax, numbers)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "NP-DPO, all users"]
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 2 and list(line.get_xdata()) == [0, 5]]
+    assert len(lines) == 3 and all(list(line.get_ydata()) == [0.5, 0.75] for line in lines)
+
+
 def test_figure_5_holds_every_rate(draw, tmp_path):
     rates = "--modes a b --train_rates 1 0.5 --context_rates 0 1 --eval_num_contexts 1 4".split()
     numbers = draw("fig5_conflict", *write_items(tmp_path), *rates)

@@ -1,13 +1,17 @@
-"""Preference pairs from a file or from the Hub."""
+"""Preference pairs from files or from the Hub, and their splits."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 
-from np_trl.data.embeddings import join_embeddings
+from np_trl.data.embeddings import join_embeddings, plain_text, text_id
 
 
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 
 
@@ -49,7 +53,7 @@ class PreferenceArguments:
         eval_dataset = load_preferences(eval_name, "test", self.eval_where, **embeddings)
         if self.eval_context_where:
             contexts = load_preferences(eval_name, "test", self.eval_context_where, **embeddings)
-            eval_dataset = _with_roles(contexts, eval_dataset)
+            eval_dataset = with_roles(contexts, eval_dataset)
         return load_preferences(self.dataset_name, "train", self.where, **embeddings), eval_dataset
 
 
@@ -59,6 +63,7 @@ def load_preferences(
     where: list[str] | None = None,
     embeddings: str | None = None,
     embedding_kind: str = "response",
+    config: str | None = None,
 ) -> Dataset:
     """
     Load preference pairs.
@@ -75,6 +80,8 @@ def load_preferences(
             A file or dataset with the embeddings of the texts, for [`join_embeddings`].
         embedding_kind (`str`, *optional*, defaults to `"response"`):
             Which text was embedded.
+        config (`str`, *optional*):
+            Configuration of a dataset on the Hub that has several.
 
     Returns:
         [`~datasets.Dataset`]
@@ -82,11 +89,71 @@ def load_preferences(
     Raises:
         `ValueError`: if a condition names no column, or no row meets them all.
     """
-    dataset = _select(_load(name, split), where or [], name)
+    dataset = _select(_load(name, split, config), where or [], name)
     return dataset if embeddings is None else join_embeddings(dataset, _load(embeddings, "train"), embedding_kind)
 
 
-def _with_roles(contexts: Dataset, targets: Dataset) -> Dataset:
+def hash_split(key: str) -> str:
+    """
+    Tell by its hash which split a prompt or a user is in: the same wherever it occurs, whatever else there is.
+
+    Args:
+        key (`str`):
+            A prompt or a user.
+
+    Returns:
+        `str`: `"train"` for eight tenths of all keys, `"validation"` and `"test"` for a tenth each.
+    """
+    tenth = int(text_id(key), 16) % 10
+    return {0: "test", 1: "validation"}.get(tenth, "train")
+
+
+def split_by_hash(dataset: Dataset, column: str) -> dict[str, Dataset]:
+    """
+    Split rows such that no value of a column is in two splits.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows.
+        column (`str`):
+            `"prompt"` or `"user_id"`, whose value [`hash_split`] looks at.
+
+    Returns:
+        `dict[str, Dataset]`: `"train"`, `"validation"` and `"test"`.
+
+    Raises:
+        `ValueError`: if a split is empty.
+    """
+    values = dataset.select_columns(column)[:][column]
+    found = [hash_split(plain_text(value) if isinstance(value, list) else str(value)) for value in values]
+    rows = {split: [index for index, name in enumerate(found) if name == split] for split in SPLITS}
+    empty = [split for split, indices in rows.items() if not indices]
+    if empty:
+        raise ValueError(
+            f"None of the {len(dataset)} rows falls into {empty}: validation and test get a tenth of the values of "
+            f"`{column}` each. Give rows of more values of it."
+        )
+    return {split: dataset.select(indices) for split, indices in rows.items()}
+
+
+def save_splits(splits: dict[str, Dataset], output_dir: str) -> None:
+    """
+    Save preference pairs as `train.parquet`, `validation.parquet`, ..., with their numbers in the log.
+
+    Args:
+        splits (`dict[str, Dataset]`):
+            Preference pairs by the name of their split.
+        output_dir (`str`):
+            Folder, which is made where it is absent.
+    """
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    for name, dataset in splits.items():
+        path = Path(output_dir) / f"{name}.parquet"
+        dataset.to_parquet(path)
+        logger.info("%s: %d pairs of %d users", path, len(dataset), len(dataset.unique("user_id")))
+
+
+def with_roles(contexts: Dataset, targets: Dataset) -> Dataset:
     """Join the pairs that users are known by with those that are predicted, for the users who have both."""
     parts = {"context": contexts, "target": targets}
     users = set(contexts["user_id"]) & set(targets["user_id"])
@@ -97,14 +164,14 @@ def _with_roles(contexts: Dataset, targets: Dataset) -> Dataset:
     return concatenate_datasets(kept)
 
 
-def _load(name: str, split: str) -> Dataset:
+def _load(name: str, split: str, config: str | None = None) -> Dataset:
     path = Path(name)
     if path.suffix in _BUILDERS:
         return load_dataset(_BUILDERS[path.suffix], data_files=name, split="train")
     if path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
         dataset = load_from_disk(name)
         return dataset if isinstance(dataset, Dataset) else dataset[split]
-    return load_dataset(name, split=split)
+    return load_dataset(name, config, split=split)
 
 
 def _select(dataset: Dataset, where: list[str], name: str) -> Dataset:

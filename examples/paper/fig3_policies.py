@@ -1,0 +1,62 @@
+"""
+What latents a policy infers from users' choices, in the plane of their first two principal components, by group and number of
+choices (Fig. 3; Fig. 7 for three modes).
+
+```sh
+python examples/paper/fig3_policies.py \
+    --model runs/np_dpo_style --dataset_name runs/style_users.parquet --group_column group --figure fig3_policies_style
+```
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from figures import HERE, FigureArguments
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+from trl import TrlParser
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: its evaluate.py would hide the library `evaluate`
+
+from evaluation import EvaluationArguments, build_trainer  # noqa: E402
+from generations import Generations  # noqa: E402
+
+
+@dataclass
+class ScriptArguments(FigureArguments, EvaluationArguments):
+    output_dir: str = field(default="runs/fig3_policies", metadata={"help": "Working folder of the evaluation."})
+    results_dir: str = field(default=str(HERE / "results"), metadata={"help": "Folder of the two files."})
+
+
+def draw(ax, plane: np.ndarray, groups: np.ndarray, title: str) -> None:
+    for index, group in enumerate(np.unique(groups)):
+        members = plane[groups == group]
+        ax.scatter(*members.T, s=8, alpha=0.7, color=plt.get_cmap("tab20")(index % 20), lw=0, label=group)
+    ax.set(title=title, xticks=[], yticks=[], xlabel="PC 1")
+
+
+def main(script_args: ScriptArguments) -> None:
+    trainer, numbers = build_trainer(script_args), {}
+    num_contexts = [n for n in script_args.num_contexts if n > 0]
+    picture, axes = plt.subplots(1, len(num_contexts), figsize=(3 * len(num_contexts), 2.8), layout="constrained")
+    for ax, num_context in zip(np.atleast_1d(axes), num_contexts, strict=True):
+        users = Generations(trainer, num_context, answers_per_user=1)
+        groups = np.array(users.rows.groups(script_args.group_column))[users.users]
+        latents = users.latents.cpu().numpy()
+        pca = PCA(2).fit(latents)
+        share = float(pca.explained_variance_ratio_.sum())
+        numbers[f"nc{num_context}_silhouette"] = float(silhouette_score(latents, groups))
+        numbers[f"nc{num_context}_explained_variance"] = share
+        draw(ax, pca.transform(latents), groups, f"$N_C = {num_context}$ ({share:.0%} of variance)")
+    np.atleast_1d(axes)[0].set_ylabel("PC 2")
+    if len(np.unique(groups)) <= 4:
+        np.atleast_1d(axes)[-1].legend(fontsize=7, markerscale=2)
+    script_args.save(picture, numbers, seed=script_args.seed)
+
+
+if __name__ == "__main__":
+    main(*TrlParser(ScriptArguments).parse_args_and_config())
