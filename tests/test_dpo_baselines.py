@@ -36,7 +36,9 @@ def test_the_mixture_is_plain_dpo_on_the_same_targets(baselines):
     model = baselines.policies["mixture"].model.eval()
     targets = {index for _, targets in draw_evaluation(baselines.trainer, 2) for index in targets}
     wanted = baselines.trainer.eval_dataset.select(sorted(targets))
-    assert baselines.targets.select_columns(["user_id", "chosen"])[:] == wanted.select_columns(["user_id", "chosen"])[:]
+    assert (
+        baselines.targets.select_columns(["user_id", "chosen"])[:] == wanted.select_columns(["user_id", "chosen"])[:]
+    )
     tokens = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     with torch.no_grad():
         logits = model(**tokens).logits

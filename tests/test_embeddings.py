@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 
 from np_trl.data import PreferenceRows
-from np_trl.data.embeddings import join_embeddings, text_id
+from np_trl.data.embeddings import add_option_ids, join_embeddings, option_text, options_of, text_id
 
 
 def pairs() -> Dataset:
@@ -51,3 +51,32 @@ def test_bad_tables_are_named():
         join_embeddings(pairs(), table(response=["because"]), kind="prompt")
     with pytest.raises(ValueError, match=r"no \['text_id'\] column"):
         join_embeddings(pairs(), table(response=["because"]).remove_columns("text_id"))
+    with pytest.raises(ValueError, match=r"The dataset has no \['prompt'\] column"):
+        join_embeddings(pairs().remove_columns("prompt"), table(response=["because"]), kind="prompt_response")
+
+
+def conversations() -> Dataset:
+    def say(*texts: str) -> list[dict]:
+        return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+    answers = [[{"role": "assistant", "content": text}] for text in ("because", "no idea")]
+    return Dataset.from_list(
+        [{"user_id": "ada", "prompt": say("Hi", "Hello", "Why?"), "chosen": answers[0], "rejected": answers[1]}]
+    )
+
+
+def test_the_text_of_a_conversation_is_its_contents_line_by_line():
+    texts = ["Hi\nHello\nWhy?\nbecause", "Hi\nHello\nWhy?\nno idea"]
+    joined = join_embeddings(conversations(), table(prompt_response=texts), kind="prompt_response")
+    assert joined[0]["chosen_embeds"] == [0, 0] and joined[0]["rejected_embeds"] == [1, -1]
+    assert joined[0]["prompt"] == conversations()[0]["prompt"]
+    joined = join_embeddings(conversations(), table(response=["no idea", "because"]))
+    assert joined[0]["chosen_embeds"] == [1, -1]
+    assert add_option_ids(conversations())[0]["chosen_option_id"] == text_id("because")
+
+
+def test_options_are_the_two_sides_of_each_pair():
+    assert [option_text(option, "response") for option in options_of(pairs(), "response")] == [
+        "because", "no idea", "no idea", "because",
+    ]  # fmt: skip
+    assert list(options_of(pairs(), "prompt_response"))[2] == {"prompt": "How?", "completion": "no idea"}

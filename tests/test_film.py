@@ -1,17 +1,40 @@
-"""FiLM: the mixins of `film.py` on Gemma."""
+"""FiLM: the laws that the mixins of `film.py` keep on every decoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForCausalLM, GemmaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, GemmaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
-from np_trl import FiLMGemmaConfig, FiLMGemmaForCausalLM
-from np_trl.models.configuration_film_gemma import FILM_SITES
+from np_trl import FiLMGemmaForCausalLM, FiLMQwen2ForCausalLM
+from np_trl.models.configuration_film import FILM_SITES
 
+from .test_film_qwen2 import tiny_qwen2, tiny_qwen2_policy
 from .testing_utils import CONTEXT_CONFIG, tiny_gemma, tiny_policy, tiny_tokenizer, toy_context
 
 
 LATENT_SIZE = CONTEXT_CONFIG["latent_size"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    base: type[PreTrainedModel]
+    film: type[PreTrainedModel]
+    tiny: Callable[..., str]
+    policy: Callable[..., PreTrainedModel]
+
+
+ARCHITECTURES = {
+    "gemma": Architecture(GemmaForCausalLM, FiLMGemmaForCausalLM, tiny_gemma, tiny_policy),
+    "qwen2": Architecture(Qwen2ForCausalLM, FiLMQwen2ForCausalLM, tiny_qwen2, tiny_qwen2_policy),
+}
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request) -> Architecture:
+    return ARCHITECTURES[request.param]
 
 
 def tokens(rows: int, length: int = 7) -> torch.Tensor:
@@ -23,28 +46,28 @@ def users(rows: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("film_site", FILM_SITES)
-def test_without_latents_it_is_the_base_model_to_the_bit(tmp_path, film_site):
-    model = tiny_policy(tmp_path, film_site=film_site)
-    base = GemmaForCausalLM.from_pretrained(tmp_path).eval()
+def test_without_latents_it_is_the_base_model_to_the_bit(architecture, tmp_path, film_site):
+    model = architecture.policy(tmp_path, film_site=film_site)
+    base = architecture.base.from_pretrained(tmp_path).eval()
     assert torch.equal(model(tokens(3)).logits, base(tokens(3)).logits)
 
 
 @pytest.mark.parametrize("film_site", FILM_SITES)
-def test_it_starts_as_the_identity_for_every_latent(tmp_path, film_site):
-    model = tiny_policy(tmp_path, film=False, film_site=film_site)
+def test_it_starts_as_the_identity_for_every_latent(architecture, tmp_path, film_site):
+    model = architecture.policy(tmp_path, film=False, film_site=film_site)
     assert torch.equal(model(tokens(3), latents=users(3)).logits, model(tokens(3)).logits)
 
 
-def test_block_site_scales_and_shifts_the_output_of_every_block(tmp_path):
-    model, latents = tiny_policy(tmp_path), users(2)
+def test_block_site_scales_and_shifts_the_output_of_every_block(architecture, tmp_path):
+    model, latents = architecture.policy(tmp_path), users(2)
     plain = model(tokens(2), output_hidden_states=True).hidden_states
     steered = model(tokens(2), latents=latents, output_hidden_states=True).hidden_states
     scale, shift = model.model.film(latents)[:, 0].unsqueeze(2).unbind(dim=1)
     torch.testing.assert_close(steered[1], scale * plain[1] + shift)
 
 
-def test_attention_site_scales_and_shifts_before_the_residual(tmp_path):
-    model, latents, outputs = tiny_policy(tmp_path, film_site="attention"), users(2), []
+def test_attention_site_scales_and_shifts_before_the_residual(architecture, tmp_path):
+    model, latents, outputs = architecture.policy(tmp_path, film_site="attention"), users(2), []
     attention = model.model.layers[0].self_attn
     handle = attention.o_proj.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     modulated = []
@@ -56,8 +79,8 @@ def test_attention_site_scales_and_shifts_before_the_residual(tmp_path):
 
 
 @pytest.mark.parametrize("film_site", FILM_SITES)
-def test_rows_of_different_users_do_not_mix(tmp_path, film_site):
-    model, latents = tiny_policy(tmp_path, film_site=film_site), users(3)
+def test_rows_of_different_users_do_not_mix(architecture, tmp_path, film_site):
+    model, latents = architecture.policy(tmp_path, film_site=film_site), users(3)
     logits = model(tokens(3), latents=latents).logits
     for row in range(3):
         alone = model(tokens(3)[row : row + 1], latents=latents[row : row + 1]).logits
@@ -65,8 +88,8 @@ def test_rows_of_different_users_do_not_mix(tmp_path, film_site):
     assert not torch.allclose(logits, model(tokens(3), latents=latents.flip(0)).logits, atol=1e-2)
 
 
-def test_contexts_and_latents_give_the_same_logits(tmp_path):
-    model = tiny_policy(tmp_path)
+def test_contexts_and_latents_give_the_same_logits(architecture, tmp_path):
+    model = architecture.policy(tmp_path)
     context, mask = torch.randn(2, 3, 2, 32), torch.tensor([[True, True, False], [False, False, False]])
     index = torch.tensor([0, 1, 1])
     latents = model.infer_latents(context, mask)[index]
@@ -83,8 +106,8 @@ def test_contexts_and_latents_give_the_same_logits(tmp_path):
     ],
 )
 @pytest.mark.parametrize("film_site", FILM_SITES)
-def test_generate_with_a_cache_equals_without(tmp_path, film_site, kwargs):
-    model, latents = tiny_policy(tmp_path, film_site=film_site), users(3)
+def test_generate_with_a_cache_equals_without(architecture, tmp_path, film_site, kwargs):
+    model, latents = architecture.policy(tmp_path, film_site=film_site), users(3)
     kwargs = {"latents": latents, "max_new_tokens": 6, "eos_token_id": None, **kwargs}
     cached = model.generate(tokens(3), **kwargs)
     kwargs.pop("cache_implementation", None)
@@ -94,8 +117,8 @@ def test_generate_with_a_cache_equals_without(tmp_path, film_site, kwargs):
         assert torch.equal(alone[0], cached[row])
 
 
-def test_generate_returns_several_samples_of_each_user(tmp_path):
-    model, latents = tiny_policy(tmp_path), users(2)
+def test_generate_returns_several_samples_of_each_user(architecture, tmp_path):
+    model, latents = architecture.policy(tmp_path), users(2)
     torch.manual_seed(0)
     outputs = model.generate(tokens(2), latents=latents, max_new_tokens=4, do_sample=True, num_return_sequences=3)
     assert outputs.shape[0] == 6
@@ -106,8 +129,8 @@ def test_generate_returns_several_samples_of_each_user(tmp_path):
     assert torch.equal(outputs, repeated)
 
 
-def test_padding_changes_no_logit(tmp_path):
-    model, latents = tiny_policy(tmp_path), users(2)
+def test_padding_changes_no_logit(architecture, tmp_path):
+    model, latents = architecture.policy(tmp_path), users(2)
     padded = torch.nn.functional.pad(tokens(2), (0, 4))
     mask = torch.nn.functional.pad(torch.ones_like(tokens(2)), (0, 4))
     logits = model(padded, attention_mask=mask, latents=latents).logits[:, :7]
@@ -116,8 +139,8 @@ def test_padding_changes_no_logit(tmp_path):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("film_site", FILM_SITES)
-def test_gradient_checkpointing_keeps_the_gradients(tmp_path, film_site, use_reentrant):
-    model = tiny_policy(tmp_path, film_site=film_site).train()
+def test_gradient_checkpointing_keeps_the_gradients(architecture, tmp_path, film_site, use_reentrant):
+    model = architecture.policy(tmp_path, film_site=film_site).train()
     context, mask = torch.randn(2, 3, 2, 32), torch.ones(2, 3, dtype=torch.bool)
 
     def gradients():
@@ -136,12 +159,12 @@ def test_gradient_checkpointing_keeps_the_gradients(tmp_path, film_site, use_ree
 
 
 @pytest.mark.parametrize("film_site", FILM_SITES)
-def test_save_and_load_keep_the_logits(tmp_path, film_site):
-    model = tiny_policy(tmp_path / "base", film_site=film_site)
+def test_save_and_load_keep_the_logits(architecture, tmp_path, film_site):
+    model = architecture.policy(tmp_path / "base", film_site=film_site)
     model.model.context_encoder.standardizer.fit([torch.randn(20, 32) + 1])
     model.save_pretrained(tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
-    assert isinstance(loaded, FiLMGemmaForCausalLM) and loaded.config.film_site == film_site
+    assert isinstance(loaded, architecture.film) and loaded.config.film_site == film_site
     assert torch.equal(loaded(tokens(2), latents=users(2)).logits, model(tokens(2), latents=users(2)).logits)
     context = torch.randn(2, 3, 2, 32), torch.ones(2, 3)
     assert torch.equal(loaded.infer_latents(*context), model.infer_latents(*context))
@@ -152,8 +175,8 @@ def test_save_and_load_keep_the_logits(tmp_path, film_site):
     )
 
 
-def test_merging_keeps_the_log_probs(tmp_path):
-    model = tiny_policy(tmp_path)
+def test_merging_keeps_the_log_probs(architecture, tmp_path):
+    model = architecture.policy(tmp_path)
     lora = LoraConfig(
         target_modules=["q_proj"],
         modules_to_save=["context_encoder", "film"],
@@ -163,33 +186,34 @@ def test_merging_keeps_the_log_probs(tmp_path):
     adapted = get_peft_model(model, lora).eval()
     logits = adapted(tokens(2), latents=users(2)).logits
     merged = adapted.merge_and_unload()
-    assert isinstance(merged, FiLMGemmaForCausalLM)
+    assert isinstance(merged, architecture.film)
     torch.testing.assert_close(merged(tokens(2), latents=users(2)).logits, logits, rtol=1e-4, atol=1e-5)
 
 
-def test_film_stays_float32_under_a_bfloat16_base(tmp_path):
-    model = tiny_policy(tmp_path, dtype=torch.bfloat16)
+def test_film_stays_float32_under_a_bfloat16_base(architecture, tmp_path):
+    model = architecture.policy(tmp_path, dtype=torch.bfloat16)
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     assert dtypes["model.layers.0.mlp.up_proj.weight"] == torch.bfloat16
     assert dtypes["model.film.weight"] == dtypes["model.context_encoder.memory.code.weight"] == torch.float32
+    assert model.config.dtype == torch.bfloat16 and model.config.context_config.dtype == torch.float32
     logits = model(tokens(2), latents=users(2)).logits
     assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
 
 
-def test_trunk_embeddings_do_not_depend_on_users_or_padding(tmp_path):
-    model, rows = tiny_policy(tmp_path), tokens(2)
+def test_trunk_embeddings_do_not_depend_on_users_or_padding(architecture, tmp_path):
+    model, rows = architecture.policy(tmp_path), tokens(2)
     attention, completion = torch.ones_like(rows), torch.zeros_like(rows)
     completion[:, 3:] = 1
     embeds = model.embed_options(rows, attention, completion)
-    hidden = GemmaForCausalLM.from_pretrained(tmp_path).eval()(rows, output_hidden_states=True).hidden_states[1]
+    hidden = architecture.base.from_pretrained(tmp_path).eval()(rows, output_hidden_states=True).hidden_states[1]
     torch.testing.assert_close(embeds, hidden[:, 3:].mean(dim=1))
     pad = torch.nn.functional.pad
     padded = model.embed_options(pad(rows, (0, 3)), pad(attention, (0, 3)), pad(completion, (0, 3)))
     torch.testing.assert_close(padded, embeds, rtol=1e-4, atol=1e-5)
 
 
-def test_the_last_token_can_be_the_embedding(tmp_path):
-    model, rows = tiny_policy(tmp_path, option_pooling="last", context_layer=2), tokens(2)
+def test_the_last_token_can_be_the_embedding(architecture, tmp_path):
+    model, rows = architecture.policy(tmp_path, option_pooling="last", context_layer=2), tokens(2)
     completion = torch.tensor([[0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]])
     attention = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [1] * 7])
     hidden = model(rows, attention_mask=attention, output_hidden_states=True).hidden_states[2]
@@ -197,8 +221,8 @@ def test_the_last_token_can_be_the_embedding(tmp_path):
     torch.testing.assert_close(model.embed_options(rows, attention, completion), expected)
 
 
-def test_pairs_of_text_are_embedded_as_tokens_are(tmp_path):
-    model, tokenizer = tiny_policy(tmp_path), tiny_tokenizer()
+def test_pairs_of_text_are_embedded_as_tokens_are(architecture, tmp_path):
+    model, tokenizer = architecture.policy(tmp_path), tiny_tokenizer()
     pair = {"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"}
     context = model.embed_pairs([pair, pair], tokenizer)
     assert context.shape == (1, 2, 2, 32)
@@ -218,14 +242,14 @@ def test_pairs_of_text_are_embedded_as_tokens_are(tmp_path):
         ((LATENT_SIZE,), rf"`latents` has shape .*takes \(rows, {LATENT_SIZE}\)"),
     ],
 )
-def test_latents_of_a_wrong_shape_are_refused(tmp_path, method, shape, message):
-    model = tiny_policy(tmp_path)
+def test_latents_of_a_wrong_shape_are_refused(architecture, tmp_path, method, shape, message):
+    model = architecture.policy(tmp_path)
     with pytest.raises(ValueError, match=message):
         getattr(model, method)(tokens(3), latents=torch.zeros(shape))
 
 
-def test_generate_modulates_once_for_all_tokens(tmp_path):
-    model, calls = tiny_policy(tmp_path), []
+def test_generate_modulates_once_for_all_tokens(architecture, tmp_path):
+    model, calls = architecture.policy(tmp_path), []
     model.model.film.register_forward_hook(lambda *_: calls.append(1))
     context = toy_context(users=3, pairs=4, embed_size=32)
     written = model.generate(tokens(3), context_embeds=context[0], context_mask=context[1], max_new_tokens=6)
@@ -233,32 +257,32 @@ def test_generate_modulates_once_for_all_tokens(tmp_path):
     assert torch.equal(written, model.generate(tokens(3), latents=model.infer_latents(*context), max_new_tokens=6))
 
 
-def test_unknown_arguments_of_generate_are_refused(tmp_path):
+def test_unknown_arguments_of_generate_are_refused(architecture, tmp_path):
     with pytest.raises(ValueError, match="latent_of_user"):
-        tiny_policy(tmp_path).generate(tokens(1), latent_of_user=users(1))
+        architecture.policy(tmp_path).generate(tokens(1), latent_of_user=users(1))
 
 
 @pytest.mark.parametrize("kwargs", [{"film_site": "mlp"}, {"option_pooling": "max"}, {"context_layer": 18}])
-def test_bad_film_configs_are_named(kwargs):
+def test_bad_film_configs_are_named(architecture, kwargs):
     (name, value), *_ = kwargs.items()
     with pytest.raises(Exception, match=f"`{name}={value!r}`"):
-        FiLMGemmaConfig(num_hidden_layers=18, **kwargs)
+        architecture.film.config_class(num_hidden_layers=18, **kwargs)
 
 
-def test_plain_weights_log_what_is_new(tmp_path):
-    _, info = FiLMGemmaForCausalLM.from_pretrained(
-        tiny_gemma(tmp_path), context_config=CONTEXT_CONFIG, output_loading_info=True
+def test_plain_weights_log_what_is_new(architecture, tmp_path):
+    _, info = architecture.film.from_pretrained(
+        architecture.tiny(tmp_path), context_config=CONTEXT_CONFIG, output_loading_info=True
     )
     assert info["missing_keys"]
     assert all(name.startswith(("model.film.", "model.context_encoder.")) for name in info["missing_keys"])
 
 
-def test_a_model_built_from_its_config_starts_as_the_identity():
-    config = FiLMGemmaConfig(
+def test_a_model_built_from_its_config_starts_as_the_identity(architecture):
+    config = architecture.film.config_class(
         vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
         num_key_value_heads=4, context_config=CONTEXT_CONFIG,
     )  # fmt: skip
-    model = FiLMGemmaForCausalLM(config).eval()
+    model = architecture.film(config).eval()
     assert torch.equal(model(tokens(2) % 500, latents=users(2)).logits, model(tokens(2) % 500).logits)
     torch.testing.assert_close(
         model.model.context_encoder.memory.output.weight, torch.eye(CONTEXT_CONFIG["memory_size"])

@@ -1,10 +1,11 @@
 import json
+import logging
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from np_trl.data.embeddings import text_id
-from np_trl.data.loading import PreferenceArguments, load_preferences
+from np_trl.data.loading import SPLITS, PreferenceArguments, hash_split, load_preferences, save_splits, split_by_hash
 
 
 ROWS = [
@@ -63,3 +64,33 @@ def test_users_of_the_evaluation_may_be_known_by_their_training_rows(file):
         ("ada", 1, "context"),
         ("ada", 3, "target"),
     ]
+
+
+def test_a_tenth_of_the_prompts_is_for_test_and_a_tenth_for_validation():
+    splits = [hash_split(f"prompt {n}") for n in range(10_000)]
+    shares = [splits.count(split) / 10_000 for split in SPLITS]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    # the prompts that the paper's figures are evaluated on, examples/paper/modes.py
+    assert all((split == "test") == (int(text_id(f"prompt {n}"), 16) % 10 == 0) for n, split in enumerate(splits))
+
+
+def test_rows_of_one_prompt_stay_together_in_their_order():
+    rows = [{"user_id": user, "prompt": f"prompt {n}", "row": 50 * user + n} for user in range(3) for n in range(50)]
+    splits = split_by_hash(Dataset.from_list(rows), "prompt")
+    for split, dataset in splits.items():
+        assert {hash_split(prompt) for prompt in dataset["prompt"]} == {split}
+        assert dataset["row"] == sorted(dataset["row"]) and len(dataset) == 3 * len(dataset.unique("prompt"))
+    assert sum(map(len, splits.values())) == 150
+    as_conversations = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    again = split_by_hash(Dataset.from_list(as_conversations), "prompt")
+    assert all(again[split]["row"] == splits[split]["row"] for split in SPLITS)
+    with pytest.raises(ValueError, match=r"None of the 150 rows falls into \[.*a tenth of the values of `user_id`"):
+        split_by_hash(Dataset.from_list(rows), "user_id")
+
+
+def test_splits_are_saved_as_files_with_their_numbers_in_the_log(tmp_path, caplog):
+    dataset = Dataset.from_list(ROWS)
+    with caplog.at_level(logging.INFO):
+        save_splits({"train": dataset, "test": dataset.select([0])}, str(tmp_path / "new" / "folder"))
+    assert load_preferences(str(tmp_path / "new" / "folder" / "train.parquet")).to_list() == ROWS
+    assert "train.parquet: 3 pairs of 3 users" in caplog.text and "test.parquet: 1 pairs of 1 users" in caplog.text

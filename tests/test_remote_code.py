@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
+from .test_film_qwen2 import tiny_qwen2_policy
 from .testing_utils import tiny_policy, tiny_reward_model, tiny_tokenizer, toy_context
 
 
@@ -16,8 +18,9 @@ def run_without_np_trl(code: str, tmp_path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_policy_infers_and_writes(tmp_path):
-    model, tokenizer = tiny_policy(tmp_path / "base"), tiny_tokenizer()
+@pytest.mark.parametrize("build", [tiny_policy, tiny_qwen2_policy])
+def test_a_policy_infers_and_writes(tmp_path, build):
+    model, tokenizer = build(tmp_path / "base"), tiny_tokenizer()
     model.model.context_encoder.standardizer.fit([torch.randn(50, 32)])
     model.save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
@@ -26,7 +29,8 @@ def test_a_policy_infers_and_writes(tmp_path):
     latents = model.infer_latents(context, torch.ones(1, 3))
     inputs = tokenizer("How do I fix the lamp?", return_tensors="pt", return_token_type_ids=False)
     outputs = model.generate(**inputs, latents=latents, do_sample=False, max_new_tokens=8)
-    torch.save({"pairs": pairs, "latents": latents, "outputs": outputs}, tmp_path / "expected.pt")
+    names = {"model_type": type(model.config).model_type, "backbone": type(model.model).__name__}
+    torch.save({"pairs": pairs, "latents": latents, "outputs": outputs, **names}, tmp_path / "expected.pt")
     run_without_np_trl(
         """
 import torch
@@ -34,8 +38,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 expected = torch.load("expected.pt")
 tokenizer = AutoTokenizer.from_pretrained("policy", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("policy", trust_remote_code=True)
-assert AutoConfig.from_pretrained("policy", trust_remote_code=True).model_type == "film_gemma"
-assert type(AutoModel.from_pretrained("policy", trust_remote_code=True)).__name__ == "FiLMGemmaModel"
+assert AutoConfig.from_pretrained("policy", trust_remote_code=True).model_type == expected["model_type"]
+assert type(AutoModel.from_pretrained("policy", trust_remote_code=True)).__name__ == expected["backbone"]
 context = model.embed_pairs(expected["pairs"], tokenizer)
 latents = model.infer_latents(context, torch.ones(1, 3))
 torch.testing.assert_close(latents, expected["latents"])

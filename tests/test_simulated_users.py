@@ -6,6 +6,8 @@ import pytest
 from datasets import Dataset
 
 from np_trl import simulate_users
+from np_trl.data.loading import SPLITS, hash_split
+from np_trl.data.simulated_users import draw_mixtures, simulate_splits
 
 
 SCORES = ["clarity", "brevity"]
@@ -84,6 +86,57 @@ def test_ties_repeated_responses_and_single_responses_are_left_out(caplog):
     # the second "a" does not count, and a is as clear as b
     assert sorted(zip(users["chosen"], users["rejected"], strict=True)) == [("c", "a"), ("c", "b")]
     assert "1 repeated responses, and 1 prompts with a single response" in caplog.text
+
+
+@pytest.mark.parametrize("rate", [None, 0.25, 0.5, 0.75, 1.0])
+def test_without_a_number_a_user_has_all_pairs_at_the_rate_of_conflicts(rate):
+    table = items(num_prompts=20)
+    alone = simulate_users(table, SCORES, [[1, 0]], None)
+    num_conflicting = sum(alone["is_conflicting"])
+    assert len(alone) == 20 * 15 and 0 < num_conflicting < 300
+    users = simulate_users(table, SCORES, np.eye(2), None, conflict_rate=rate)
+    assert users["user_id"] == sorted(users["user_id"])
+    first = users.filter(lambda row: row["user_id"] == 0)
+    pairs = {frozenset((row["chosen"], row["rejected"])) for row in first}
+    assert len(users) == 2 * len(first) and len(pairs) == len(first)
+    if rate is None:
+        assert len(first) == 300
+    else:
+        assert abs(np.mean(first["is_conflicting"]) - rate) <= 1 / len(first)
+        expected = min(num_conflicting / rate, (300 - num_conflicting) / (1 - rate) if rate < 1 else np.inf)
+        assert len(first) == int(expected)
+
+
+def test_users_may_have_different_numbers_of_pairs():
+    table = Dataset.from_dict(
+        {"prompt": ["p"] * 3, "response": list("abc"), "clarity": [1.0, 2.0, 3.0], "brevity": [1.0, 1.0, 2.0]}
+    )
+    users = simulate_users(table, SCORES, np.eye(2), None)
+    assert users["user_id"] == [0, 0, 0, 1, 1]  # a is as brief as b
+    with pytest.raises(ValueError, match="User 0 has 0 conflicting pairs"):
+        simulate_users(table, SCORES, np.eye(2), None, conflict_rate=1.0)
+
+
+def test_splits_share_neither_prompts_nor_users():
+    weights = {split: np.eye(2).repeat(size, axis=0) for split, size in zip(SPLITS, (1, 2, 3), strict=True)}
+    splits = simulate_splits(items(100), SCORES, weights, {"train": None, "validation": 20, "test": 10}, 1.0)
+    assert [len(dataset.unique("user_id")) for dataset in splits.values()] == [2, 4, 6]
+    for split, dataset in splits.items():
+        assert {hash_split(prompt) for prompt in dataset["prompt"]} == {split}
+        assert all(user.startswith(f"{split}-") for user in dataset["user_id"])
+        assert set(dataset["group"]) == set(SCORES) and all(dataset["is_conflicting"])
+
+
+def test_mixtures_are_points_of_the_simplex_with_the_moments_of_the_distribution():
+    for concentration, num_scores in ((0.5, 2), (1.0, 3)):
+        weights = draw_mixtures(20_000, num_scores, concentration)
+        assert weights.shape == (20_000, num_scores) and (weights >= 0).all()
+        np.testing.assert_allclose(weights.sum(axis=1), 1)
+        variance = (1 / num_scores) * (1 - 1 / num_scores) / (num_scores * concentration + 1)
+        np.testing.assert_allclose(weights.mean(axis=0), 1 / num_scores, atol=0.01)
+        np.testing.assert_allclose(weights.var(axis=0), variance, atol=0.005)
+    with pytest.raises(ValueError, match="`concentration=0` must be positive"):
+        draw_mixtures(1, 2, 0)
 
 
 def test_users_are_a_function_of_the_arguments():

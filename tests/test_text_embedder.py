@@ -6,7 +6,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from np_trl import NPRewardModel, RewardModelArguments
+from np_trl.data import embeddings
 from np_trl.data.embeddings import EMBEDDING_KINDS, join_embeddings, text_id
+from np_trl.models import text_embedder
 from np_trl.models.layers import pool_tokens
 from np_trl.models.text_embedder import KINDS, TextEmbedder
 
@@ -109,12 +111,96 @@ def test_the_texts_of_options_are_those_that_a_table_of_embeddings_holds(tmp_pat
     assert tuple(KINDS) == EMBEDDING_KINDS
 
 
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+
+
+def chat_gemma(path) -> str:
+    """Save a tiny Gemma whose tokenizer has a chat template, and return its path."""
+    tiny_gemma(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, chat_template=TEMPLATE)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def test_a_chat_template_makes_a_conversation_of_an_option(tmp_path):
+    path = chat_gemma(tmp_path)
+    embedder = TextEmbedder(path, pooling="last", kind="prompt_response", max_length=128, chat_template=True)
+    options = [{"prompt": "How do I fix it?", "completion": "take it slow"}, {"prompt": "How?", "completion": "ask"}]
+    embeds = embedder.embed_options(options)
+    for option, embed in zip(options, embeds, strict=True):
+        ids = AutoTokenizer.from_pretrained(path)(
+            f"<bos><user>{option['prompt']}\n<assistant>{option['completion']}\n",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )["input_ids"]
+        assert (ids == AutoTokenizer.from_pretrained(path).bos_token_id).sum() == 1
+        with torch.no_grad():
+            expected = AutoModel.from_pretrained(path).eval()(ids).last_hidden_state[0, -1]
+        torch.testing.assert_close(embed, expected)
+    # the conversation itself
+    first = options[0]
+    said = {
+        "prompt": [{"role": "user", "content": first["prompt"]}],
+        "completion": [{"role": "assistant", "content": first["completion"]}],
+    }
+    torch.testing.assert_close(embedder.embed_options([said]), embeds[:1])
+
+
+def test_a_chat_template_is_for_options_with_their_prompts(tmp_path):
+    settings = {"kind": "prompt_response", "chat_template": True, "max_length": 128}
+    with pytest.raises(ValueError, match="`chat_template=True` embeds a conversation, but `kind='response'`"):
+        TextEmbedder(str(tmp_path), chat_template=True)
+    with pytest.raises(ValueError, match="Call `embed_options`"):
+        TextEmbedder(chat_gemma(tmp_path / "chat"), **settings).embed(["a"])
+    with pytest.raises(ValueError, match="has no chat template. Set `chat_template=False`"):
+        TextEmbedder(tiny_gemma(tmp_path / "base"), **settings).embed_options([{"prompt": "a", "completion": "b"}])
+
+
+def test_the_text_of_an_option_is_that_of_the_data(tmp_path):
+    said = [{"role": "user", "content": "so"}, {"role": "assistant", "content": "it goes"}]
+    for option in ({"prompt": said, "completion": said[1:]}, {"prompt": "so", "completion": "it goes"}):
+        for kind in KINDS:
+            assert text_embedder.option_text(option, kind) == embeddings.option_text(option, kind)
+    embedder = TextEmbedder(tiny_bert(tmp_path), kind="prompt_response")
+    embeds = embedder.embed_options([{"prompt": said, "completion": said[1:]}])
+    torch.testing.assert_close(embeds, embedder.embed(["so\nit goes\nit goes"]))
+
+
+def test_a_conversation_is_scored_as_its_text_is(tmp_path):
+    model = tiny_reward_model(embedder={"name_or_path": tiny_bert(tmp_path)}, option_ids=[text_id("it goes")]).eval()
+    torch.nn.init.normal_(model.option_vectors.weight)
+    said = [{"completion": [{"role": "assistant", "content": "it goes"}]}]
+    torch.testing.assert_close(model.score(said), model.score([{"completion": "it goes"}]))
+
+
+def test_the_embedder_runs_in_the_precision_that_is_asked_for(tmp_path):
+    path = tiny_gemma(tmp_path, torch.bfloat16)
+    options = [{"completion": text} for text in TEXTS]
+    embeds = {
+        dtype: TextEmbedder(path, max_length=128, dtype=dtype).embed_options(options, batch_size=2)
+        for dtype in ("auto", "bfloat16", "float32")
+    }
+    assert all(values.dtype == torch.float32 for values in embeds.values())
+    torch.testing.assert_close(embeds["auto"], embeds["bfloat16"])
+    assert not torch.equal(embeds["bfloat16"], embeds["float32"])
+    torch.testing.assert_close(embeds["bfloat16"], embeds["float32"], rtol=0.1, atol=0.1)
+
+
+def test_the_start_of_a_text_is_kept_whatever_the_tokenizer_would_cut(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert(tmp_path), truncation_side="left")
+    tokenizer.save_pretrained(tmp_path)
+    embedder = TextEmbedder(str(tmp_path), max_length=4)
+    torch.testing.assert_close(embedder.embed(["take it slow"]), embedder.embed(["take it"]))
+
+
 def test_bad_values_are_named(tmp_path):
     path = tiny_bert(tmp_path)
     with pytest.raises(ValueError, match=r"`pooling='cls'` is unknown. Choose one of \['mean', 'last'\]"):
         TextEmbedder(path, pooling="cls")
     with pytest.raises(ValueError, match="`kind='prompt'` is unknown"):
         TextEmbedder(path, kind="prompt")
+    with pytest.raises(ValueError, match=r"`dtype='int8'` is unknown. Choose one of \['auto', 'float32'"):
+        TextEmbedder(path, dtype="int8")
     with pytest.raises(ValueError, match="`max_length=0` must be at least 1"):
         TextEmbedder(path, max_length=0)
     with pytest.raises(ValueError, match="`layer=-1` must be at least 0"):
@@ -143,7 +229,8 @@ def test_a_recipe_names_the_embedder_and_the_data_what_was_embedded():
     arguments = RewardModelArguments(embedder_name_or_path="no/such-embedder", embedder_normalize=True)
     embedder = arguments.build(embedded_rows(), embedding_kind="prompt_response").config.embedder
     expected = {"normalize": True, "kind": "prompt_response", "pooling": "mean", "max_length": 256}
-    assert embedder == {"name_or_path": "no/such-embedder", "revision": "main", "layer": None, **expected}
+    expected |= {"revision": "main", "layer": None, "chat_template": False, "dtype": "auto"}
+    assert embedder == {"name_or_path": "no/such-embedder", **expected}
     assert RewardModelArguments().build(embedded_rows()).config.embedder is None
 
 

@@ -39,6 +39,23 @@ def test_only_the_aspects_that_are_asked_for_must_be_rated():
         ultrafeedback_items(rows(), ["charm"])
 
 
+def test_annotations_of_every_kind_of_absence_are_passed_by(caplog):
+    rated, annotations = completion("rated"), completion("x")["annotations"]
+    awkward = [
+        {**rated, "response": "no annotations", "annotations": None},
+        {**rated, "response": "no aspect", "annotations": {**annotations, "honesty": None}},
+        {**rated, "response": "no rating", "annotations": {**annotations, "honesty": {"Rating": None}}},
+        completion("no number", honesty="N/A (see above)"),
+        completion("not finite", honesty="nan"),
+        {**rated, "response": None},
+    ]
+    completions = [[*awkward, rated], [], None]
+    dataset = Dataset.from_list([{"instruction": str(n), "completions": given} for n, given in enumerate(completions)])
+    with caplog.at_level(logging.WARNING):
+        assert ultrafeedback_items(dataset)["response"] == ["rated"]
+    assert "Left out 6 of 7 responses" in caplog.text
+
+
 def test_the_items_make_users_who_conflict():
     scores = ["helpfulness", "honesty"]
     users = simulate_users(ultrafeedback_items(rows()), scores, np.eye(2), 1, conflict_rate=1.0)

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from np_trl.data.loading import split_by_hash
+
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ def simulate_users(
     items: Dataset,
     scores: list[str],
     weights: np.ndarray,
-    pairs_per_user: int,
+    pairs_per_user: int | None,
     conflict_rate: float | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -36,8 +38,8 @@ def simulate_users(
             The columns of the scores, which are standardised over the table.
         weights (`np.ndarray` of shape `(U, S)`):
             For each user the weights of the S scores.
-        pairs_per_user (`int`):
-            Choices of each user.
+        pairs_per_user (`int`, *optional*):
+            Choices of each user. `None`: as many as there are, at the rate of conflicts that is asked for.
         conflict_rate (`float`, *optional*):
             Share of conflicting pairs (Def. 4.2) among the choices of each user: those which two of the scores decide
             differently, whatever the user's weights. As it happens if not set.
@@ -59,26 +61,92 @@ def simulate_users(
     values = _standardize(items, scores)  # (items, S)
     differences = values[pairs[:, 0]] - values[pairs[:, 1]]  # (N, S)
     is_conflicting = (differences.max(axis=1) > 0) & (differences.min(axis=1) < 0)  # a tie takes no side
+    logger.info("%d pairs of responses, %d of them conflicting.", len(pairs), is_conflicting.sum())
     rng = np.random.default_rng(seed)
-    utilities, drawn = [], []
+    utilities, drawn, num_ties = [], [], 0
     for user, user_weights in enumerate(weights):
         utility = differences @ user_weights  # (N,)
+        num_ties += np.sum(utility == 0)
         drawn.append(_draw_pairs(utility != 0, is_conflicting, pairs_per_user, conflict_rate, rng, user))
         utilities.append(utility[drawn[-1]])
+    logger.info("Ties are left out, on average %.1f of these pairs for a user.", num_ties / len(weights))
+    users = np.arange(len(weights)).repeat([len(indices) for indices in drawn])
     drawn, first = np.concatenate(drawn), np.concatenate(utilities) > 0
     chosen = np.where(first, pairs[drawn, 0], pairs[drawn, 1])
     rejected = np.where(first, pairs[drawn, 1], pairs[drawn, 0])
-    users = np.arange(len(weights)).repeat(pairs_per_user)
     columns = {
         "user_id": users,
-        "prompt": prompts.take(chosen),
-        "chosen": responses.take(chosen),
-        "rejected": responses.take(rejected),
+        "prompt": _take(prompts, chosen),
+        "chosen": _take(responses, chosen),
+        "rejected": _take(responses, rejected),
         "weights": list(weights[users]),
         "group": np.array(_name_groups(weights, scores))[users],
         "is_conflicting": is_conflicting[drawn],
     }
     return Dataset(pa.table(columns))
+
+
+def simulate_splits(
+    items: Dataset,
+    scores: list[str],
+    weights: dict[str, np.ndarray],
+    pairs_per_user: dict[str, int | None],
+    conflict_rate: float | None = None,
+    seed: int = 0,
+) -> dict[str, Dataset]:
+    """
+    Draw the choices of simulated users of training, validation and test, who share neither a prompt nor a `user_id`.
+
+    Args:
+        items ([`~datasets.Dataset`]), scores (`list[str]`):
+            As in [`simulate_users`]. Prompts are split by [`hash_split`].
+        weights (`dict[str, np.ndarray]`):
+            For each split the weights of its users, of shape `(U, S)`.
+        pairs_per_user (`dict[str, int]`):
+            For each split the choices of each user; `None`: as many as there are.
+        conflict_rate (`float`, *optional*), seed (`int`, *optional*, defaults to `0`):
+            As in [`simulate_users`].
+
+    Returns:
+        `dict[str, Dataset]`: `"train"`, `"validation"` and `"test"`, as from [`simulate_users`], but for the `user_id`,
+        `"train-0"`, `"train-1"`, ...
+
+    Raises:
+        `ValueError`: as in [`simulate_users`], or if a split has no prompt.
+    """
+    users = {}
+    for index, (split, split_items) in enumerate(split_by_hash(items, "prompt").items()):
+        logger.info("Drawing the users of %s.", split)
+        drawn = simulate_users(
+            split_items, scores, weights[split], pairs_per_user[split], conflict_rate, len(weights) * seed + index
+        )
+        names = pa.array([f"{split}-{user}" for user in drawn["user_id"]])
+        users[split] = drawn.remove_columns("user_id").add_column("user_id", names)
+    return users
+
+
+def draw_mixtures(num_users: int, num_scores: int, concentration: float, seed: int = 0) -> np.ndarray:
+    """
+    Draw weights of users from a symmetric Dirichlet distribution (appendix D.2).
+
+    Args:
+        num_users (`int`), num_scores (`int`):
+            Number of users, and of scores that they weigh.
+        concentration (`float`):
+            Parameter of the distribution: 1 is uniform on the simplex, less favours its corners.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of everything drawn.
+
+    Returns:
+        `np.ndarray` of shape `(num_users, num_scores)`: each row sums to 1.
+
+    Raises:
+        `ValueError`: if the concentration is not positive.
+    """
+    if concentration <= 0:
+        raise ValueError(f"`concentration={concentration}` must be positive.")
+    # a stream of its own, apart from that of the choices
+    return np.random.default_rng((1, seed)).dirichlet([concentration] * num_scores, num_users)
 
 
 def _pair_responses(prompts: pa.Array, responses: pa.Array) -> np.ndarray:
@@ -98,19 +166,23 @@ def _pair_responses(prompts: pa.Array, responses: pa.Array) -> np.ndarray:
     return np.concatenate(pairs)
 
 
-def _draw_pairs(candidates, is_conflicting, size: int, conflict_rate: float | None, rng, user: int) -> np.ndarray:
+def _draw_pairs(
+    candidates, is_conflicting, size: int | None, conflict_rate: float | None, rng, user: int
+) -> np.ndarray:
     """Draw pairs of a user in random order, with the share of conflicting ones that is asked for."""
     if conflict_rate is None:
-        wanted = {"": (candidates, size)}
+        kinds, shares = {"": np.flatnonzero(candidates)}, [1.0]
     else:
-        num_conflicting = round(conflict_rate * size)
-        wanted = {
-            "conflicting ": (candidates & is_conflicting, num_conflicting),
-            "agreeing ": (candidates & ~is_conflicting, size - num_conflicting),
+        kinds = {
+            "conflicting ": np.flatnonzero(candidates & is_conflicting),
+            "agreeing ": np.flatnonzero(candidates & ~is_conflicting),
         }
+        shares = [conflict_rate, 1 - conflict_rate]
+    if size is None:
+        size = _largest_size([len(pairs) for pairs in kinds.values()], shares)
+    first = round(shares[0] * size)
     drawn = []
-    for kind, (mask, number) in wanted.items():
-        pairs = np.flatnonzero(mask)
+    for (kind, pairs), number in zip(kinds.items(), (first, size - first), strict=False):
         if len(pairs) < number:
             raise ValueError(
                 f"User {user} has {len(pairs)} {kind}pairs to choose from, but `pairs_per_user={size}` and "
@@ -118,6 +190,17 @@ def _draw_pairs(candidates, is_conflicting, size: int, conflict_rate: float | No
             )
         drawn.append(rng.choice(pairs, number, replace=False))
     return rng.permutation(np.concatenate(drawn))
+
+
+def _largest_size(counts: list[int], shares: list[float]) -> int:
+    """How many pairs can be drawn in these shares, at least one: the kind that is short of pairs decides."""
+    return max(1, min(int(count / share) for count, share in zip(counts, shares, strict=True) if share > 0))
+
+
+def _take(texts: pa.Array, indices: np.ndarray) -> pa.ChunkedArray:
+    """Repeat texts in parts: one Arrow array holds 2 GiB of text at most."""
+    num_parts = -(-len(indices) // 100_000)
+    return pa.chunked_array([texts.take(part) for part in np.array_split(indices, num_parts)])
 
 
 def _standardize(items: Dataset, scores: list[str]) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Items for [`simulate_users`] from UltraFeedback (Cui et al., 2024; `openbmb/UltraFeedback` on the Hub)."""
 
 import logging
+import math
 
+import pyarrow.compute as pc
 from datasets import Dataset
 
 
@@ -38,7 +40,8 @@ def ultrafeedback_items(dataset: Dataset, aspects: list[str] | None = None) -> D
         remove_columns=dataset.column_names,
         desc="Reading UltraFeedback",
     )
-    total = sum(map(len, dataset["completions"]))
+    completions = dataset.select_columns("completions").with_format("arrow")[:].column("completions")
+    total = pc.sum(pc.list_value_length(completions)).as_py() or 0
     if len(items) < total:
         logger.warning("Left out %d of %d responses that lack a rating or are empty.", total - len(items), total)
     return items
@@ -47,9 +50,9 @@ def ultrafeedback_items(dataset: Dataset, aspects: list[str] | None = None) -> D
 def _to_items(batch: dict[str, list], aspects: list[str]) -> dict[str, list]:
     columns = {name: [] for name in ("prompt", "response", "model", *aspects)}
     for prompt, completions in zip(batch["instruction"], batch["completions"], strict=True):
-        for completion in completions:
+        for completion in completions or []:
             ratings = [_rating(completion["annotations"], aspect) for aspect in aspects]
-            if None in ratings or not completion["response"].strip():
+            if None in ratings or not (completion["response"] or "").strip():
                 continue
             values = (prompt, completion["response"], completion["model"], *ratings)
             for column, value in zip(columns.values(), values, strict=True):
@@ -57,7 +60,11 @@ def _to_items(batch: dict[str, list], aspects: list[str]) -> dict[str, list]:
     return columns
 
 
-def _rating(annotations: dict, aspect: str) -> float | None:
-    """The rating of an aspect; `None` where the annotation is absent or says "N/A"."""
+def _rating(annotations: dict | None, aspect: str) -> float | None:
+    """The rating of an aspect; `None` where the annotation is absent or no number, as "N/A"."""
     text = ((annotations or {}).get(aspect) or {}).get("Rating")
-    return float(text) if text not in (None, "N/A") else None
+    try:
+        rating = float(text or "nan")
+    except ValueError:
+        return None
+    return rating if math.isfinite(rating) else None

@@ -122,8 +122,10 @@ class FiLMModelMixin(FiLMInitMixin):
         """Add the context encoder and the FiLM hypernetwork."""
         self.context_encoder = ContextEncoder(config.context_config)
         self.film = FiLM(config.context_config.latent_size, config.num_hidden_layers, config.hidden_size)
+        # whatever the dtype of the base: their updates are too small for bfloat16
+        config.context_config.dtype = torch.float32
         for module in (self.context_encoder, self.film):
-            module.float()  # whatever the dtype of the base: their updates are too small for bfloat16
+            module.float()
 
     def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
         """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""

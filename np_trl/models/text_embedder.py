@@ -15,6 +15,7 @@ from .layers import pool_tokens
 # what is embedded of an option: these parts of it, a line break between them
 KINDS = {"response": ("completion",), "prompt_response": ("prompt", "completion")}
 POOLINGS = ("mean", "last")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @strict
@@ -31,14 +32,19 @@ class TextEmbedder:
         pooling (`str`, *optional*, defaults to `"mean"`):
             How the hidden states of a text become one embedding: `"mean"` over its tokens, or its `"last"`.
         max_length (`int`, *optional*, defaults to `256`):
-            Largest number of tokens, the special ones included. What is beyond is cut off.
+            Largest number of tokens, the special ones included. The start of a text is kept, its end cut off.
         normalize (`bool`, *optional*, defaults to `False`):
             Whether embeddings are scaled to length 1.
         layer (`int`, *optional*):
             Number of layers whose output is pooled. All layers, and the norm behind them, if not set.
         kind (`str`, *optional*, defaults to `"response"`):
             What is embedded of an option: `"response"`, its completion alone, or `"prompt_response"`, its prompt, a line
-            break and its completion.
+            break and its completion. The text of a conversation is its messages' contents, line breaks between them.
+        chat_template (`bool`, *optional*, defaults to `False`):
+            Whether an option is embedded as the conversation that the tokenizer's chat template makes of it: the user says
+            the prompt, and the assistant the completion. For the kind `"prompt_response"` only.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Precision in which the embedder runs: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`, that of its file.
 
     Example:
     ```python
@@ -54,10 +60,18 @@ class TextEmbedder:
     normalize: bool = False
     layer: int | None = None
     kind: str = "response"
+    chat_template: bool = False
+    dtype: str = "auto"
 
     def __post_init__(self):
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("kind", self.kind, KINDS)
+        _check_choice("dtype", self.dtype, DTYPES)
+        if self.chat_template and self.kind != "prompt_response":
+            raise ValueError(
+                f"`chat_template=True` embeds a conversation, but `kind={self.kind!r}` leaves the prompt out. Set "
+                '`kind="prompt_response"`, or `chat_template=False`.'
+            )
         if self.max_length < 1:
             raise ValueError(f"`max_length={self.max_length}` must be at least 1 token.")
         if self.layer is not None and self.layer < 0:
@@ -85,7 +99,6 @@ class TextEmbedder:
             )
         return cls(**settings)
 
-    @torch.no_grad()
     def embed(self, texts: list[str], device: torch.device | str = "cpu", batch_size: int = 32) -> torch.Tensor:
         """
         Embed texts. The embedding of a text does not depend on the other texts.
@@ -103,9 +116,18 @@ class TextEmbedder:
 
         Raises:
             `ValueError`: if there are no texts, or a text has no tokens, or the embedder has fewer layers than `layer`
-            or takes fewer tokens than `max_length`.
+            or takes fewer tokens than `max_length`, or has `chat_template=True`.
             `OSError`: if the embedder cannot be loaded.
         """
+        if self.chat_template:
+            raise ValueError(
+                "`chat_template=True` embeds options, and a text alone is none. Call `embed_options`, or set "
+                "`chat_template=False`."
+            )
+        return self._embed(texts, device, batch_size)
+
+    @torch.no_grad()
+    def _embed(self, texts: list[str], device: torch.device | str, batch_size: int) -> torch.Tensor:
         if not texts:
             raise ValueError("`texts` is empty. Pass at least one text to embed.")
         # longest first: what does not fit into memory fails at once
@@ -114,33 +136,48 @@ class TextEmbedder:
         embeds = torch.cat([self._embed_batch([texts[index] for index in batch], device) for batch in batches])
         return embeds[torch.tensor(order).argsort()]  # (N, E)
 
-    def embed_options(self, options: list[dict], device: torch.device | str = "cpu") -> torch.Tensor:
+    def embed_options(
+        self, options: list[dict], device: torch.device | str = "cpu", batch_size: int = 32
+    ) -> torch.Tensor:
         """
         Embed options.
 
         Args:
             options (`list[dict]`):
-                N options with `completion`, and `prompt` for the kind `"prompt_response"`.
+                N options with `completion`, and `prompt` for the kind `"prompt_response"`: strings, or conversations
+                (lists of messages with `role` and `content`).
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
                 Where the embedder runs.
+            batch_size (`int`, *optional*, defaults to `32`):
+                Options at once.
 
         Returns:
             `torch.Tensor` of shape `(N, E)`, float32.
 
         Raises:
-            `ValueError`: if an option lacks a part that is embedded.
+            `ValueError`: if an option lacks a part that is embedded, or the tokenizer the chat template.
         """
         parts = KINDS[self.kind]
         for index, option in enumerate(options):
             missing = [part for part in parts if part not in option]
             if missing:
                 raise ValueError(f"Option {index} has no {missing}, but `kind={self.kind!r}` embeds {list(parts)}.")
-        return self.embed(["\n".join(option[part] for part in parts) for option in options], device)
+        texts = [self._render(option) if self.chat_template else option_text(option, self.kind) for option in options]
+        return self._embed(texts, device, batch_size)
+
+    def _render(self, option: dict) -> str:
+        messages = _messages("user", option["prompt"]) + _messages("assistant", option["completion"])
+        return self._tokenizer.apply_chat_template(messages, tokenize=False)
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         # padded on the right, so that the positions of a text's tokens do not depend on the batch
-        tokenizer = self._load(AutoTokenizer, padding_side="right")
+        tokenizer = self._load(AutoTokenizer, padding_side="right", truncation_side="right")
+        if self.chat_template and tokenizer.chat_template is None:
+            raise ValueError(
+                f"The tokenizer of {self.name_or_path!r} has no chat template. Set `chat_template=False`, or take a model "
+                "for chats."
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # masked, so any token serves
         if self.max_length > tokenizer.model_max_length:
@@ -152,7 +189,7 @@ class TextEmbedder:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        model = self._load(AutoModel)
+        model = self._load(AutoModel, dtype=self.dtype)
         model.config.use_cache = False  # a language model would keep the keys and values of every token
         return model.eval()
 
@@ -173,6 +210,7 @@ class TextEmbedder:
             max_length=self.max_length,
             return_tensors="pt",
             return_token_type_ids=False,
+            add_special_tokens=not self.chat_template,  # a template writes its own
         ).to(device)
         mask = inputs["attention_mask"]  # (B, T)
         if not mask.any(dim=1).all():
@@ -189,6 +227,20 @@ class TextEmbedder:
                 "`layer`, or leave it out for the last."
             )
         return hidden_states[self.layer]
+
+
+def plain_text(value: str | list[dict]) -> str:
+    """Return a string as it is, and of a conversation the contents of its messages, line breaks between them."""
+    return value if isinstance(value, str) else "\n".join(message["content"] for message in value)
+
+
+def option_text(option: dict, kind: str) -> str:
+    """Return the text of an option (`prompt`, `completion`): what is embedded of it, a line break between the parts."""
+    return "\n".join(plain_text(option[part]) for part in KINDS[kind])
+
+
+def _messages(role: str, value: str | list[dict]) -> list[dict]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
 def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from .text_embedder import TextEmbedder
+from .text_embedder import TextEmbedder, plain_text
 
 
 SIDES = ("chosen", "rejected")
@@ -119,7 +119,7 @@ class TextScoringMixin:
     def _number(self, options: list[dict]) -> torch.LongTensor:
         """Number options `(N,)` by their ids in `config.option_ids`, from 1; 0 for an option that is not there."""
         numbers = {key: number for number, key in enumerate(self.config.option_ids or [], start=1)}
-        ids = [option.get("option_id") or _text_id(option["completion"]) for option in options]
+        ids = [option.get("option_id") or _text_id(plain_text(option["completion"])) for option in options]
         return torch.tensor([numbers.get(key, 0) for key in ids], device=self.device)
 
 

@@ -10,12 +10,17 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
-from np_trl.models import FiLMGemmaForCausalLM
+from np_trl.models import FiLMGemmaForCausalLM, FiLMQwen2ForCausalLM
 from np_trl.models.film import FiLM, FiLMForCausalLMMixin
 
 
 # base architecture -> the same with FiLM
-_POLICIES = {"gemma": FiLMGemmaForCausalLM, "film_gemma": FiLMGemmaForCausalLM}
+_POLICIES = {
+    "gemma": FiLMGemmaForCausalLM,
+    "film_gemma": FiLMGemmaForCausalLM,
+    "qwen2": FiLMQwen2ForCausalLM,
+    "film_qwen2": FiLMQwen2ForCausalLM,
+}
 
 NP_MODULES = ("context_encoder", "film")
 
@@ -78,7 +83,7 @@ def check_policy(model: nn.Module) -> None:
     if not isinstance(base, FiLMForCausalLMMixin):
         raise TypeError(
             f"`model` is a {type(base).__name__}, which has no FiLM: it would ignore the context. Pass the path of the "
-            "base model, or load it with `FiLMGemmaForCausalLM.from_pretrained` or `np_trl.load_policy`."
+            "base model, or load it with `np_trl.load_policy`."
         )
     film = base.model.film
     if isinstance(model, PeftModel) and isinstance(film, FiLM):

@@ -1,0 +1,65 @@
+"""Qwen2 with FiLM: the mixins of `film.py` on the classes of transformers, as the released code of the paper has it."""
+
+from torch import nn
+from transformers import Qwen2ForCausalLM, Qwen2Model
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer
+
+from .configuration_film_qwen2 import FiLMQwen2Config
+from .film import FiLMAttentionMixin, FiLMDecoderLayerMixin, FiLMForCausalLMMixin, FiLMModelMixin
+
+
+class FiLMQwen2Attention(FiLMAttentionMixin, Qwen2Attention):
+    pass
+
+
+class FiLMQwen2DecoderLayer(FiLMDecoderLayerMixin, Qwen2DecoderLayer):
+    def __init__(self, config: FiLMQwen2Config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.film_site = config.film_site
+        self.self_attn = FiLMQwen2Attention(config, layer_idx)
+
+
+class FiLMQwen2Model(FiLMModelMixin, Qwen2Model):
+    """
+    Qwen2's backbone, modulated by a latent in every layer. See [`FiLMModelMixin`] for its arguments.
+
+    Args:
+        config ([`FiLMQwen2Config`]):
+            Sizes and variant.
+    """
+
+    config_class = FiLMQwen2Config
+    _no_split_modules = ["FiLMQwen2DecoderLayer"]
+
+    def __init__(self, config: FiLMQwen2Config):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            [FiLMQwen2DecoderLayer(config, index) for index in range(config.num_hidden_layers)]
+        )
+        self.add_film(config)
+        self.post_init()
+
+
+class FiLMQwen2ForCausalLM(FiLMForCausalLMMixin, Qwen2ForCausalLM):
+    """
+    Qwen2 that writes for a user: `model.generate(**inputs, latents=latents)` with one latent a row.
+
+    Args:
+        config ([`FiLMQwen2Config`]):
+            Sizes and variant.
+
+    Example:
+    ```python
+    >>> context_embeds = model.embed_pairs(pairs, tokenizer)  # (1, C, 2, E)
+    >>> latents = model.infer_latents(context_embeds, torch.ones(context_embeds.shape[:2]))  # (1, Z)
+    >>> model.generate(**tokenizer("How do I fix the bike?", return_tensors="pt"), latents=latents)
+    ```
+    """
+
+    config_class = FiLMQwen2Config
+    _no_split_modules = ["FiLMQwen2DecoderLayer"]
+
+    def __init__(self, config: FiLMQwen2Config):
+        super().__init__(config)
+        self.model = FiLMQwen2Model(config)
+        self.post_init()

@@ -1,0 +1,137 @@
+"""The script that embeds the texts of preference pairs; and the way from UltraFeedback to a reward model."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, load_dataset
+
+from np_trl import NPRewardModel, TextEmbedder
+from np_trl.data import embeddings
+from np_trl.data.embeddings import join_embeddings, options_of, text_id
+
+from .test_examples import results
+from .test_examples import run as run_example
+from .test_prepare import load_script, prompts, write_ultrafeedback
+from .test_text_embedder import chat_gemma, tiny_bert
+from .testing_utils import style_rows, tiny_gemma
+
+
+SETTINGS = {
+    "response": {},
+    "prompt_response": {"pooling": "last", "layer": 1, "dtype": "float32"},
+    "chat": {"kind": "prompt_response", "chat_template": True, "normalize": True},
+}
+
+
+@pytest.fixture
+def embed(tmp_path, monkeypatch):
+    """Embed files with settings, and return the table."""
+    script = load_script("embed_preferences", monkeypatch)
+
+    def run(model: str, *names: str, **settings) -> Dataset:
+        file = str(tmp_path / "new" / "embeddings.parquet")
+        settings = {"device": "cpu", **settings}
+        script["main"](script["ScriptArguments"](model, list(names), file, **settings))
+        return load_dataset("parquet", data_files=file, split="train")
+
+    return run
+
+
+def save(dataset: Dataset, path) -> str:
+    dataset.to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_table_holds_what_the_embedder_of_a_model_says(tmp_path, embed, name):
+    settings = {"kind": name if name in embeddings.EMBEDDING_KINDS else "response", "max_length": 100} | SETTINGS[name]
+    pairs, path = style_rows(num_users=3, pairs_per_user=4), chat_gemma(tmp_path / "gemma")
+    table = embed(path, save(pairs, tmp_path / "pairs.parquet"), batch_size=5, **settings)
+    joined = join_embeddings(pairs, table, settings["kind"])
+    stored = torch.tensor([[row["chosen_embeds"], row["rejected_embeds"]] for row in joined]).flatten(0, 1)  # (2P, E)
+    embedder = TextEmbedder.from_settings({"name_or_path": path, **settings})
+    expected = embedder.embed_options(list(options_of(pairs, settings["kind"])))
+    torch.testing.assert_close(stored, expected, rtol=1e-3, atol=1e-3)  # float16
+    assert set(table["kind"]) == {settings["kind"]}
+
+
+def test_every_text_is_embedded_once(tmp_path, embed):
+    pairs = style_rows(num_users=4, pairs_per_user=4)
+    files = [save(pairs, tmp_path / "a.parquet"), save(pairs.select(range(3)), tmp_path / "b.parquet")]
+    table = embed(tiny_gemma(tmp_path / "gemma"), *files, max_length=128)
+    texts = {row[side] for row in pairs for side in ("chosen", "rejected")}
+    assert sorted(table["text_id"]) == sorted(map(text_id, texts))
+    assert table.features["embedding"].feature.dtype == "float16"
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["embeddings.parquet"]
+
+
+def test_conversations_are_embedded_by_their_text_or_by_the_template(tmp_path, embed):
+    pairs, path = style_rows(num_users=1, pairs_per_user=3), chat_gemma(tmp_path / "gemma")
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    said = pairs.from_list(
+        [
+            {**row, **{column: [{"role": role, "content": row[column]}] for column, role in roles.items()}}
+            for row in pairs
+        ]
+    )
+    files = [save(pairs, tmp_path / "texts.parquet"), save(said, tmp_path / "said.parquet")]
+    for chat_template in (False, True):
+        settings = {"kind": "prompt_response", "max_length": 128, "chat_template": chat_template}
+        tables = [embed(path, file, **settings).to_dict() for file in files]
+        assert tables[0] == tables[1]
+    both = embed(path, *files, kind="prompt_response", max_length=128)
+    joined = join_embeddings(said, both, "prompt_response")
+    assert joined["chosen_embeds"] == join_embeddings(pairs, both, "prompt_response")["chosen_embeds"]
+
+
+def test_nothing_is_written_where_a_text_cannot_be_embedded(tmp_path, embed):
+    file = save(style_rows(num_users=1, pairs_per_user=2), tmp_path / "pairs.parquet")
+    with pytest.raises(ValueError, match="`layer=9` exceeds"):
+        embed(tiny_gemma(tmp_path / "gemma"), file, layer=9, max_length=128)
+    model = tiny_bert(tmp_path / "bert")
+    weights = TextEmbedder(model)._model
+    weights.encoder.layer[-1].output.LayerNorm.bias.data.fill_(1e6)
+    weights.save_pretrained(model)
+    with pytest.raises(ValueError, match=r"is not finite in float16.*`normalize=True`"):
+        embed(model, file)
+    assert not (tmp_path / "new").exists()
+    assert np.isfinite(embed(model, file, normalize=True)["embedding"]).all()
+
+
+def test_datasets_without_the_texts_are_refused(tmp_path, embed):
+    file = save(style_rows(num_users=1, pairs_per_user=2).remove_columns("prompt"), tmp_path / "pairs.parquet")
+    with pytest.raises(ValueError, match=r"The dataset has no \['prompt'\] column"):
+        embed("no/such-model", file, kind="prompt_response")
+
+
+def test_from_ultrafeedback_to_a_reward_model(tmp_path):
+    """Prepare, embed, train with the embeddings, all by their commands; the model scores texts by its embedder."""
+    write_ultrafeedback(tmp_path, prompts(20, 8, 8))
+    tiny_gemma(tmp_path / "gemma")
+    prepare = "--dataset_name ultrafeedback.jsonl --num_train_users 4 --pairs_per_user 30 --num_eval_users 3"
+    run_example(
+        "prepare_ultrafeedback.py", *prepare.split(), *"--num_eval_pairs 20 --output_dir hh".split(), cwd=tmp_path
+    )
+    files = [f"hh/{split}.parquet" for split in ("train", "validation", "test")]
+    embed = (
+        "--model_name_or_path gemma --pooling last --kind prompt_response --max_length 64 --output_file hh/e.parquet"
+    )
+    printed = run_example("embed_preferences.py", "--dataset_name", *files, *embed.split(), cwd=tmp_path)
+    assert re.search(r"144 texts, embeddings of size 32: hh/e.parquet", printed)
+    train = (
+        "--dataset_name hh/train.parquet --eval_dataset_name hh/test.parquet --embeddings hh/e.parquet "
+        "--embedding_kind prompt_response --embedder_name_or_path gemma --embedder_pooling last --embedder_max_length 64 "
+        "--max_steps 3 --num_targets 8 --max_context 5 --hidden_size 16 --latent_size 16 --memory_size 8 "
+        "--eval_num_contexts 0 5 --eval_group_column group --report_to none --output_dir reward --num_threads 1"
+    )
+    run_example("np_reward.py", *train.split(), cwd=tmp_path)
+    assert 0 <= results(tmp_path / "reward")["eval_nc5_accuracy"] <= 1
+    model = NPRewardModel.from_pretrained(tmp_path / "reward")
+    model.config.embedder["name_or_path"] = str(tmp_path / "gemma")
+    test = load_dataset("parquet", data_files=str(tmp_path / "hh" / "test.parquet"), split="train").select(range(4))
+    table = load_dataset("parquet", data_files=str(tmp_path / "hh" / "e.parquet"), split="train")
+    stored = torch.tensor(join_embeddings(test, table, "prompt_response")["chosen_embeds"][:])
+    options = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in test]
+    torch.testing.assert_close(model.text_embedder.embed_options(options), stored, rtol=1e-3, atol=1e-3)
