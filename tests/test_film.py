@@ -11,8 +11,15 @@ from transformers import AutoModel, AutoModelForCausalLM, GemmaForCausalLM, PreT
 from np_trl import FiLMGemmaForCausalLM, FiLMQwen2ForCausalLM
 from np_trl.models.configuration_film import FILM_SITES
 
-from .test_film_qwen2 import tiny_qwen2, tiny_qwen2_policy
-from .testing_utils import CONTEXT_CONFIG, tiny_gemma, tiny_policy, tiny_tokenizer, toy_context
+from .testing_utils import (
+    CONTEXT_CONFIG,
+    tiny_gemma,
+    tiny_policy,
+    tiny_qwen2,
+    tiny_qwen2_policy,
+    tiny_tokenizer,
+    toy_context,
+)
 
 
 LATENT_SIZE = CONTEXT_CONFIG["latent_size"]

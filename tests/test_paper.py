@@ -107,7 +107,7 @@ def test_figure_2_of_policies_draws_every_group_that_was_measured(tmp_path, monk
     _, ax = plt.subplots()
     fig2_policies.draw(ax, numbers)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "NP-DPO, all users"]
-    lines = [line for line in ax.lines if len(line.get_xdata()) == 2 and list(line.get_xdata()) == [0, 5]]
+    lines = [line for line in ax.lines if list(line.get_xdata()) == [0, 5] and line.get_linestyle() == "-"]
     assert len(lines) == 3 and all(list(line.get_ydata()) == [0.5, 0.75] for line in lines)
 
 

@@ -16,8 +16,7 @@ from np_trl import simulate_users
 from np_trl.data.embeddings import text_id
 from np_trl.data.ultrafeedback import ultrafeedback_items
 
-from .test_film_qwen2 import tiny_qwen2
-from .testing_utils import ROOT, tiny_gemma
+from .testing_utils import ROOT, tiny_gemma, tiny_qwen2
 
 
 CONFIGS = ROOT / "examples" / "configs"

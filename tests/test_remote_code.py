@@ -6,8 +6,7 @@ import sys
 import pytest
 import torch
 
-from .test_film_qwen2 import tiny_qwen2_policy
-from .testing_utils import tiny_policy, tiny_reward_model, tiny_tokenizer, toy_context
+from .testing_utils import tiny_policy, tiny_qwen2_policy, tiny_reward_model, tiny_tokenizer, toy_context
 
 
 BLOCK = "import sys; sys.modules['np_trl'] = None\n"

@@ -11,8 +11,8 @@ from datasets import Dataset, concatenate_datasets
 from figures import COLORS, FigureArguments, error_bars, fit, with_seed, without_context
 
 from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments, simulate_users
-from np_trl.data.embeddings import join_embeddings, text_id
-from np_trl.data.loading import load_preferences
+from np_trl.data.embeddings import join_embeddings
+from np_trl.data.loading import hash_split, load_preferences
 from np_trl.data.ultrafeedback import ultrafeedback_items
 from np_trl.metrics.report import summarize_runs
 
@@ -49,7 +49,7 @@ class ItemArguments(FigureArguments):
         if "prompt_split" in items.column_names:
             is_train = np.array([split == "train" for split in items["prompt_split"]])
         else:
-            is_train = np.array([int(text_id(prompt), 16) % 10 > 0 for prompt in items["prompt"]])
+            is_train = np.array([hash_split(prompt) != "test" for prompt in items["prompt"]])
         return items.select(np.flatnonzero(is_train)), items.select(np.flatnonzero(~is_train))
 
     def draw_users(self, items: Dataset, weights: np.ndarray, num_pairs: int, seed: int, rate: float = 1.0) -> Dataset:

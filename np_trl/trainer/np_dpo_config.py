@@ -22,7 +22,7 @@ class NPDPOConfig(ContextConfigMixin, DPOConfig):
         context_encoder_path (`str`, *optional*):
             A saved [`NPRewardModel`] or policy whose context encoder is the starting point.
         film_kwargs (`dict`, *optional*):
-            Fields of [`FiLMGemmaConfig`] to set when `model` is a path, such as `{"film_site": "attention"}`.
+            Fields of [`FiLMConfigMixin`] to set when `model` is a path, such as `{"film_site": "attention"}`.
         embed_batch_size (`int`, *optional*, defaults to `64`):
             Options that the trunk embeds at once, when the dataset has no embedding columns.
     """

@@ -51,6 +51,10 @@ class RewardModelArguments:
     embedder_layer: int | None = field(
         default=None, metadata={"help": "Number of layers whose output it pools. Default: all."}
     )
+    embedder_chat_template: bool = field(
+        default=False, metadata={"help": "Whether it reads an option as a conversation in its chat template."}
+    )
+    embedder_dtype: str = field(default="auto", metadata={"help": "Data type of its weights."})
 
     def build(
         self,
@@ -105,5 +109,7 @@ class RewardModelArguments:
             "max_length": self.embedder_max_length,
             "normalize": self.embedder_normalize,
             "layer": self.embedder_layer,
+            "chat_template": self.embedder_chat_template,
+            "dtype": self.embedder_dtype,
             "kind": kind,
         }
