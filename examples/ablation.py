@@ -29,12 +29,9 @@ HERE = Path(__file__).resolve().parent
 VARIANTS = {
     "recipe": {},
     "no warm start": {"reward_steps": 0},
-    "no warm start, np_learning_rate 1e-6": {"reward_steps": 0, "np_learning_rate": 1e-6},
     "np_learning_rate 1e-6": {"np_learning_rate": 1e-6},
     "film_site attention": {"film_kwargs": {"film_site": "attention"}},
     "pooling sum": {"film_kwargs": {"context_config": {"pooling": "sum"}}},
-    "pooling mean": {"film_kwargs": {"context_config": {"pooling": "mean"}}},
-    "pooling attention": {"film_kwargs": {"context_config": {"pooling": "attention"}}},
     "no LoRA": {"learning_rate": 0.0},
     "no SFT term": {"loss_type": ["sigmoid"], "loss_weights": [1.0]},
 }

@@ -31,6 +31,13 @@ Users with weights of their own (appendix D.2; three modes make the three-dimens
 python examples/prepare_ultrafeedback.py --mixture dirichlet --num_users 1500 --output_dir data/ultrafeedback_2d
 ```
 
+Of any other table with scores of responses:
+
+```sh
+python examples/prepare_ultrafeedback.py \
+    --dataset_name items.parquet --modes judge_quality brevity --output_dir data/alpacaeval
+```
+
 Then embed the texts with `embed_preferences.py`.
 """
 
@@ -56,11 +63,14 @@ MIXTURE_PAIRS = 40  # of each training user
 class ScriptArguments:
     output_dir: str = field(metadata={"help": "Folder for the three files."})
     dataset_name: str = field(
-        default="openbmb/UltraFeedback", metadata={"help": "UltraFeedback on the Hub, or a file with rows like it."}
+        default="openbmb/UltraFeedback",
+        metadata={"help": "UltraFeedback; or any table with `prompt`, `response` and scores, one row a response."},
     )
     modes: list[str] = field(
         default_factory=lambda: ["helpfulness", "honesty"],
-        metadata={"help": "Aspects that users go by: helpfulness, honesty, truthfulness, instruction_following."},
+        metadata={
+            "help": "Scores that users go by. UltraFeedback has helpfulness, honesty, truthfulness, instruction_following."
+        },
     )
     conflict_rate: float | None = field(
         default=1.0,
@@ -106,7 +116,9 @@ class ScriptArguments:
 
 
 def main(script_args: ScriptArguments) -> None:
-    items = ultrafeedback_items(load_preferences(script_args.dataset_name), script_args.modes)
+    items = load_preferences(script_args.dataset_name)
+    if "completions" in items.column_names:
+        items = ultrafeedback_items(items, script_args.modes)
     splits = simulate_splits(
         items,
         script_args.modes,
