@@ -5,8 +5,8 @@ What each part of an NP-DPO recipe contributes: the recipe with one part changed
 python examples/ablation.py --recipe examples/configs/np_dpo_style.yaml --name ablation_style --output_dir runs/ablation_style
 ```
 
-Runs that have finished are not repeated, so an interrupted table goes on where it stopped, and several processes may share
-it (`--variants`). The table is written when all its runs are there.
+Runs that have finished with the same settings are not repeated, so an interrupted table goes on where it stopped, and several
+processes may share the work (`--variants`). The table holds the rows whose runs are all there.
 """
 
 import json
@@ -32,6 +32,7 @@ VARIANTS = {
     "np_learning_rate 1e-6": {"np_learning_rate": 1e-6},
     "film_site attention": {"film_kwargs": {"film_site": "attention"}},
     "pooling sum": {"film_kwargs": {"context_config": {"pooling": "sum"}}},
+    "pooling mean": {"film_kwargs": {"context_config": {"pooling": "mean"}}},
     "no LoRA": {"learning_rate": 0.0},
     "no SFT term": {"loss_type": ["sigmoid"], "loss_weights": [1.0]},
 }
@@ -58,33 +59,69 @@ def merge(recipe: dict, changes: dict) -> dict:
     return merged
 
 
-def run(recipe: dict, variant: str, seed: int, folder: Path) -> None:
-    """Train and evaluate one variant on one seed in a process of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    changes = {**VARIANTS[variant], "seed": seed, "output_dir": str(folder), "baselines": []}
-    (folder / "config.yaml").write_text(yaml.safe_dump(merge(recipe, changes)))
-    command = [sys.executable, str(HERE / "np_dpo.py"), "--config", str(folder / "config.yaml")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+class Run:
+    """
+    One variant of a recipe on one seed, in a folder of its own.
+
+    Args:
+        recipe (`dict`):
+            The recipe.
+        variant (`str`):
+            One of the `VARIANTS`.
+        seed (`int`):
+            The seed.
+        output_dir (`str`):
+            Folder of all runs.
+    """
+
+    def __init__(self, recipe: dict, variant: str, seed: int, output_dir: str):
+        self.folder = Path(output_dir) / f"{variant.replace(' ', '_')}_{seed}"
+        changes = {**VARIANTS[variant], "seed": seed, "output_dir": str(self.folder), "baselines": []}
+        self.config = merge(recipe, changes)
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether it was run with the settings of today."""
+        config, results = self.folder / "config.yaml", self.folder / "eval_results.json"
+        return results.exists() and config.exists() and yaml.safe_load(config.read_text()) == self.config
+
+    def train(self) -> None:
+        """Train and evaluate, in a process of its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "eval_results.json").unlink(missing_ok=True)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, str(HERE / "np_dpo.py"), "--config", str(self.folder / "config.yaml")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    def read(self) -> dict[str, float]:
+        """Read what it measured."""
+        return json.loads((self.folder / "eval_results.json").read_text())
 
 
 def main(script_args: ScriptArguments) -> None:
     recipe = yaml.safe_load(Path(script_args.recipe).read_text())
     recipe |= {} if script_args.num_threads is None else {"num_threads": script_args.num_threads}
-    results = {}
+    runs = {
+        variant: [Run(recipe, variant, seed, script_args.output_dir) for seed in range(script_args.num_seeds)]
+        for variant, changes in VARIANTS.items()
+        if variant == "recipe" or merge(recipe, changes) != recipe
+    }
     for seed in range(script_args.num_seeds):
         for variant in script_args.variants:
-            folder = Path(script_args.output_dir) / f"{variant.replace(' ', '_').replace(',', '')}_{seed}"
-            if not (folder / "eval_results.json").exists():
-                run(recipe, variant, seed, folder)
-            results.setdefault(variant, []).append(json.loads((folder / "eval_results.json").read_text()))
-    table = {variant: summarize_runs(runs) for variant, runs in results.items()}
-    save_report(
-        Path(script_args.results_dir) / f"{script_args.name}.json",
-        table,
-        num_seeds=script_args.num_seeds,
-        recipe=recipe,
-    )
-    num_contexts = [n for n in range(100) if f"eval_nc{n}_accuracy" in table[script_args.variants[0]]]
+            if variant in runs and not runs[variant][seed].has_finished:
+                runs[variant][seed].train()
+    table = {
+        variant: summarize_runs([run.read() for run in seeds])
+        for variant, seeds in runs.items()
+        if all(run.has_finished for run in seeds)
+    }
+    facts = {"num_seeds": script_args.num_seeds, "recipe": recipe}
+    save_report(Path(script_args.results_dir) / f"{script_args.name}.json", table, **facts)
+    print_table(table)
+
+
+def print_table(table: dict[str, dict[str, float]]) -> None:
+    num_contexts = [n for n in range(100) if any(f"eval_nc{n}_accuracy" in figures for figures in table.values())]
     print(f"{'accuracy at N_C':<40}" + "".join(f"{n:>8}" for n in num_contexts))
     for variant, figures in table.items():
         print(f"{variant:<40}" + "".join(f"{figures[f'eval_nc{n}_accuracy']:>8.3f}" for n in num_contexts))

@@ -1,8 +1,9 @@
 """
-What NP-DPO is compared with: the same training arguments, and the target pairs of the same evaluation.
+What NP-DPO is compared with: the training arguments of its run, but for the steps that `--baseline_steps` says, and the target
+pairs of its evaluation, each once.
 
 - mixture: DPO on the choices of all users, without a context;
-- dedicated: a DPO policy for each group of users, which no other policy is told: an upper bound;
+- dedicated: a DPO policy for each group of users, trained on that group alone: an upper bound, for no other is told the groups;
 - few_shot: DPO with a user's choices as text in the prompt, which costs their tokens with every answer;
 - base: the base model. Its implicit reward is 0, so its accuracy is that of its log-likelihood.
 """
@@ -35,8 +36,9 @@ class DPOBaselines:
             Builds a trainer of the same base model from `args`, `train_dataset` and `eval_dataset`.
         num_steps (`int`, *optional*):
             Training steps of each baseline. As many as the run has if not set.
-        groups (`list[str]`, *optional*):
-            The groups that have a dedicated policy. All of the evaluation set if not set.
+        dedicated_column (`str`, *optional*), dedicated_groups (`list[str]`, *optional*):
+            The column of the groups that have a dedicated policy, `eval_group_column` if not set; and which of them, all of
+            the evaluation set if not set.
 
     Attributes:
         policies (`dict[str, NPDPOTrainer]`): the mixture's policy, when it was measured.
@@ -47,12 +49,15 @@ class DPOBaselines:
         trainer: NPDPOTrainer,
         build: Callable[..., NPDPOTrainer],
         num_steps: int | None = None,
-        groups: list[str] | None = None,
+        dedicated_column: str | None = None,
+        dedicated_groups: list[str] | None = None,
     ):
-        self.trainer, self.build, self.groups = trainer, build, groups
+        self.trainer, self.build = trainer, build
+        self.column, self.groups = dedicated_column or trainer.args.eval_group_column, dedicated_groups
         self.num_steps = trainer.args.max_steps if num_steps is None else num_steps
         self.policies = {}
-        draws = draw_evaluation(trainer, num_context=0)
+        # the targets are the same at every N_C
+        draws = draw_evaluation(trainer, min(trainer.args.eval_num_contexts))
         self.targets = trainer.eval_dataset.select(np.unique(np.concatenate([targets for _, targets in draws])))
 
     def measure(self, name: str) -> dict[str, float]:
@@ -64,16 +69,35 @@ class DPOBaselines:
         return _rename(self.policies["mixture"].evaluate(), "mixture")
 
     def dedicated(self) -> dict[str, float]:
-        """Each group with the policy of its own, and the mean over groups."""
-        column = self.trainer.args.eval_group_column
-        if column is None:
+        """Each group with the policy of its own, and the mean over their users; NP-DPO on these users if they are a part."""
+        metrics, evaluated = {}, []
+        for group in self._find_groups():
+            datasets = [
+                _of_group(dataset, self.column, group) for dataset in (self.trainer.train_dataset, self.targets)
+            ]
+            evaluated.append(self._train(f"dedicated/{group}", *datasets).evaluate())
+            metrics[f"eval_dedicated_nc0_{group}_accuracy"] = evaluated[-1]["eval_nc0_accuracy"]
+        return {**metrics, **_pool(evaluated), **(self._evaluate_groups() if self.groups else {})}
+
+    def _find_groups(self) -> list[str]:
+        """The groups that have a dedicated policy."""
+        if self.column is None:
             raise ValueError("A dedicated policy needs groups of users. Name their column: `--eval_group_column`.")
-        accuracies = {}
-        for group in self.groups or sorted(map(str, self.targets.unique(column))):
-            datasets = [_of_group(dataset, column, group) for dataset in (self.trainer.train_dataset, self.targets)]
-            metrics = self._train(f"dedicated/{group}", *datasets).evaluate()
-            accuracies[f"eval_dedicated_nc0_{group}_accuracy"] = metrics["eval_nc0_accuracy"]
-        return {**accuracies, "eval_dedicated_nc0_accuracy": float(np.mean(list(accuracies.values())))}
+        groups = sorted(set(map(str, self.targets.unique(self.column))))
+        unknown = sorted(set(self.groups or []) - set(groups))
+        if unknown:
+            raise ValueError(f"`--dedicated_groups` {unknown} are no values of `{self.column}`, which has {groups}.")
+        return self.groups or groups
+
+    def _evaluate_groups(self) -> dict[str, float]:
+        """Evaluate NP-DPO on the users of the groups that have a dedicated policy."""
+        trainer, everybody, wanted = self.trainer, self.trainer.eval_dataset, set(self._find_groups())
+        values = everybody.select_columns(self.column)[:][self.column]
+        trainer.eval_dataset = everybody.select([row for row, value in enumerate(values) if str(value) in wanted])
+        try:
+            return _rename(trainer.evaluate(), "dedicated_users")
+        finally:
+            trainer.eval_dataset = everybody
 
     def few_shot(self) -> dict[str, float]:
         """The contexts of NP-DPO's evaluation as text, and what they cost."""
@@ -88,22 +112,32 @@ class DPOBaselines:
                 for key, value in evaluated.items()
                 if key.startswith(f"eval_{name}_nc0_")
             }
-            metrics[f"{prefix}_prompt_tokens"] = float(np.mean([len(ids) for ids in dataset["prompt_ids"]]))
+            tokens = np.array([len(ids) for ids in dataset["prompt_ids"]])
+            metrics[f"{prefix}_prompt_tokens"] = float(tokens.mean())
+            if args.max_length is not None:  # of which the rest is cut off
+                metrics[f"{prefix}_truncated"] = float((tokens >= args.max_length).mean())
             metrics[f"{prefix}_seconds_per_pair"] = evaluated[f"eval_{name}_runtime"] / len(dataset)
         return metrics
 
     @torch.no_grad()
     def base(self) -> dict[str, float]:
-        trainer, margins = self.trainer, []
-        tokens = self.targets.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-        size = trainer.args.per_device_eval_batch_size
-        for batch in DataLoader(tokens, size, collate_fn=trainer.data_collator):
-            batch = trainer._prepare_inputs(batch)
-            chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, batch)
-            margins += (chosen - rejected).tolist()
+        if "ref_chosen_logps" in self.targets.column_names:
+            margins = np.subtract(self.targets["ref_chosen_logps"][:], self.targets["ref_rejected_logps"][:]).tolist()
+        else:
+            margins = self._reference_margins()
         users = np.unique(self.targets["user_id"], return_inverse=True)[1].tolist()
         accuracy = UserAccuracy().compute(margins=margins, users=users)
         return {f"eval_base_nc0_{key}": value for key, value in accuracy.items()}
+
+    def _reference_margins(self) -> list[float]:
+        """The log-likelihood of every chosen option less that of the rejected one, by the reference policy."""
+        trainer, margins = self.trainer, []
+        tokens = self.targets.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+        for batch in DataLoader(tokens, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator):
+            batch = trainer._prepare_inputs(batch)
+            chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, batch)
+            margins += (chosen - rejected).tolist()
+        return margins
 
     def _train(self, name: str, train_dataset: Dataset, eval_dataset, precompute: bool = False) -> NPDPOTrainer:
         """Train plain DPO: FiLM, which starts as the identity, stays it."""
@@ -111,13 +145,20 @@ class DPOBaselines:
             self.trainer.args,
             output_dir=f"{self.trainer.args.output_dir}/{name}",
             max_steps=self.num_steps,
+            warmup_steps=min(self.trainer.args.warmup_steps, self.num_steps // 10),
+            min_context=0,
             max_context=0,
             eval_num_contexts=[0],
             eval_shuffled_contexts=[],
-            eval_num_targets=len(self.targets),
+            eval_num_targets=int(PreferenceRows(self.targets).counts.max()),
+            eval_num_draws=1,
             drop_short_users=True,
             precompute_ref_log_probs=precompute,  # the run's own data sets have them already
+            context_encoder_path=None,
+            eval_strategy="no",
             save_strategy="no",
+            load_best_model_at_end=False,
+            push_to_hub=False,
             report_to="none",
         )
         trainer = self.build(args=args, train_dataset=train_dataset, eval_dataset=eval_dataset)
@@ -186,6 +227,20 @@ def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray]
 def _of_group(dataset: Dataset, column: str, group: str) -> Dataset:
     values = dataset.select_columns(column)[:][column]
     return dataset.select([index for index, value in enumerate(values) if str(value) == group])
+
+
+def _pool(evaluated: list[dict[str, float]]) -> dict[str, float]:
+    """The mean accuracy over the users of all groups, and its standard error, from those of each group."""
+    sizes, means, errors = (
+        np.array([metrics[f"eval_nc0_{key}"] for metrics in evaluated]) for key in ("users", "accuracy", "accuracy_se")
+    )
+    mean, num_users = np.average(means, weights=sizes), sizes.sum()
+    within = np.nan_to_num(errors) ** 2 * sizes * (sizes - 1)  # a single user has no standard error
+    deviations = (within + sizes * (means - mean) ** 2).sum()
+    pooled = {"eval_dedicated_nc0_accuracy": float(mean), "eval_dedicated_nc0_users": int(num_users)}
+    if num_users > 1:
+        pooled["eval_dedicated_nc0_accuracy_se"] = float((deviations / (num_users - 1) / num_users) ** 0.5)
+    return pooled
 
 
 def _rename(metrics: dict[str, float], name: str) -> dict[str, float]:

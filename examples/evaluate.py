@@ -50,6 +50,7 @@ from transformers import AutoModel  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
 from np_trl import NPDPOTrainer, load_policy  # noqa: E402
+from np_trl.data import PreferenceRows  # noqa: E402
 
 
 @dataclass
@@ -67,25 +68,28 @@ class ScriptArguments(EvaluationArguments):
     )
 
 
-def build_judge(names: list[str], generations: Generations, group_column: str | None) -> Judge | None:
+def build_judge(names: list[str], rows: PreferenceRows, group_column: str | None, device) -> Judge | None:
     """Load the judges that the command line names."""
     if not names:
         return None
     if names == ["style"]:
-        return style_judge(generations.rows)
+        return style_judge(rows)
     paths = dict(name.split("=", maxsplit=1) for name in names if "=" in name)
     if len(paths) < len(names) or group_column is None:
         raise ValueError(f"`--judges {names}` must each be `GROUP=PATH`, of the groups that `--group_column` names.")
-    models = {group: AutoModel.from_pretrained(path).eval() for group, path in paths.items()}
-    return reward_judge(models, generations.rows.groups(group_column))
+    models = {group: AutoModel.from_pretrained(path).to(device).eval() for group, path in paths.items()}
+    return reward_judge(models, rows.groups(group_column))
 
 
 def evaluate_generations(trainer: NPDPOTrainer, script_args: ScriptArguments) -> dict[str, float]:
     """Write for the users after each number of choices, and judge what is written."""
-    opponent, metrics = script_args.opponent and load_policy(script_args.opponent).to(trainer.accelerator.device), {}
+    device, metrics, opponent = trainer.accelerator.device, {}, None
+    if script_args.opponent is not None:
+        opponent = load_policy(script_args.opponent, dtype=script_args.dtype).to(device)
+    rows = PreferenceRows(trainer.eval_dataset)
+    judge = build_judge(script_args.judges, rows, script_args.group_column, device)
     for num_context in script_args.num_contexts:
         generations = Generations(trainer, num_context, script_args.num_generations, script_args.max_new_tokens)
-        judge = build_judge(script_args.judges, generations, script_args.group_column)
         written = generations.evaluate(judge, opponent)
         metrics |= {f"eval_nc{num_context}_{key}": value for key, value in written.items()}
     return metrics

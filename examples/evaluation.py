@@ -20,7 +20,8 @@ class EvaluationArguments:
     dataset_name: str = field(metadata={"help": "File (parquet, JSON lines, CSV) or dataset of users to evaluate on."})
     output_dir: str = field(metadata={"help": "Where eval_results.json goes."})
     ref_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The reference policy of a policy: its base model."}
+        default=None,
+        metadata={"help": "The reference policy of a merged policy: its base model. An adapter names its own."},
     )
     embeddings: str | None = field(
         default=None, metadata={"help": "File or dataset with `text_id` and `embedding` of every text, once."}
@@ -52,8 +53,23 @@ class EvaluationArguments:
     drop_ties: bool = field(
         default=True, metadata={"help": "Leave out pairs of identical options, instead of raising an error."}
     )
-    beta: float = field(default=0.1, metadata={"help": "Temperature of the implicit reward of a policy."})
-    batch_size: int = field(default=32, metadata={"help": "Tasks at once."})
+    beta: float = field(
+        default=0.1,
+        metadata={
+            "help": "Temperature of the implicit reward of a policy, as in its training. Accuracies do not need it."
+        },
+    )
+    max_length: int | None = field(
+        default=1024,
+        metadata={"help": "Largest number of tokens that a policy reads of an option, as in its training."},
+    )
+    truncation_mode: str = field(
+        default="keep_start", metadata={"help": "Which end is kept of a longer one: keep_start or keep_end."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "Data type of a policy and of its reference."})
+    batch_size: int = field(
+        default=32, metadata={"help": "Tasks at once, each with two options for every target pair."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the draws of contexts and targets."})
 
 
@@ -95,16 +111,23 @@ def build_trainer(script_args: EvaluationArguments) -> NPRewardTrainer | NPDPOTr
     datasets = {"train_dataset": dataset, "eval_dataset": dataset}
     if config is not None:
         return NPRewardTrainer(path, args=NPRewardConfig(**training_args), **datasets)
-    policy, reference = load_policy(path), script_args.ref_model_name_or_path
-    if reference is None and not isinstance(policy, PeftModel):
+    policy, reference = load_policy(path, dtype=script_args.dtype), script_args.ref_model_name_or_path
+    if reference is None and isinstance(policy, PeftModel):
+        reference = policy.active_peft_config.base_model_name_or_path
+    if reference is None:
         raise ValueError(
             f"{path!r} is a merged policy, whose implicit reward needs the reference policy. Pass its base model as "
             "`--ref_model_name_or_path`."
         )
     return NPDPOTrainer(
         policy,
-        ref_model=None if reference is None else AutoModelForCausalLM.from_pretrained(reference),
-        args=NPDPOConfig(**training_args, beta=script_args.beta),
+        ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=script_args.dtype),
+        args=NPDPOConfig(
+            **training_args,
+            beta=script_args.beta,
+            max_length=script_args.max_length,
+            truncation_mode=script_args.truncation_mode,
+        ),
         processing_class=AutoTokenizer.from_pretrained(path),
         **datasets,
     )

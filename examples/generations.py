@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -21,7 +22,7 @@ from np_trl.metrics import UserAccuracy
 
 # scores answers to prompts for users, who are given by their number: (prompts, texts, users) -> (answers,)
 Judge = Callable[[list[str], list[str], np.ndarray], np.ndarray]
-SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0, "repetition_penalty": 1.0}
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def write(
         ).to(model.device)
         users = {} if latents is None else {"latents": latents[start : start + batch_size].to(model.device)}
         outputs = model.generate(**inputs, **users, **SAMPLING, max_new_tokens=max_new_tokens)
-        answers += [_cut(row, tokenizer.eos_token_id) for row in outputs[:, inputs["input_ids"].shape[1] :].cpu()]
+        answers += [_cut(row, end_tokens(model)) for row in outputs[:, inputs["input_ids"].shape[1] :].cpu()]
     return answers
 
 
@@ -69,9 +70,10 @@ class Generations:
         self.tokenizer, self.rows = trainer.processing_class, PreferenceRows(trainer.eval_dataset)
         self.model = trainer.accelerator.unwrap_model(trainer.model).eval()
         tasks = trainer.evaluation_tasks(self.rows)
-        first = {
-            task.user: task for task in map(tasks.__getitem__, range(len(tasks))) if task.num_context == num_context
-        }
+        first = {}  # draw of each user
+        for task in map(tasks.__getitem__, range(len(tasks))):
+            if task.num_context == num_context:
+                first.setdefault(task.user, task)
         users, contexts, targets = [], [], []
         for user, task in first.items():
             context, target = task.draw(trainer.args.task_sampling)
@@ -80,6 +82,8 @@ class Generations:
             targets += [target[index % len(target)] for index in range(answers_per_user)]
         self.users = np.array(users)  # (answers,)
         self.prompts = [pair["prompt"] for pair in self.rows.take(targets)]
+        if not isinstance(self.prompts[0], str):
+            raise ValueError("Answers are written to prompts that are plain text only, but these are conversations.")
         self.latents = self._infer(torch.stack(contexts)).repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
 
     @torch.no_grad()
@@ -104,7 +108,7 @@ class Generations:
             written["opponent"] = self._write(opponent.eval())
         metrics = {"kl": self.kl(answers)}
         for name, texts in written.items():
-            metrics |= {f"{name}_{key}": value for key, value in describe(texts, self.tokenizer.eos_token_id).items()}
+            metrics |= {f"{name}_{key}": value for key, value in describe(texts, end_tokens(self.model)).items()}
         self.texts = {
             name: self.tokenizer.batch_decode(answers, skip_special_tokens=True) for name, answers in written.items()
         }
@@ -132,22 +136,25 @@ class Generations:
         for name, members in groups.items():
             rate = UserAccuracy().compute(margins=margins[members].tolist(), users=self.users[members].tolist())
             rates[f"{name}win_rate"] = rate["accuracy"]
-            if "accuracy_se" in rate:
+            if np.isfinite(rate["accuracy_se"]):
                 rates[f"{name}win_rate_se"] = rate["accuracy_se"]
         return rates
 
     @torch.no_grad()
-    def kl(self, answers: list[torch.Tensor], batch_size: int = 32) -> float:
+    def kl(self, answers: list[torch.Tensor], batch_size: int = 8) -> float:
         """Mean over the tokens written of KL(policy || reference) given what is before them, in nats."""
         total, count = 0.0, 0
         for start in range(0, len(answers), batch_size):
             part = slice(start, start + batch_size)
             inputs, mask = self._join(self.prompts[part], answers[part])
-            policy = self.model(**inputs, latents=self.latents[part]).logits[:, :-1].float().log_softmax(dim=-1)
+            written = mask[:, 1:]
+            policy = (
+                self.model(**inputs, latents=self.latents[part]).logits[:, :-1][written].float().log_softmax(dim=-1)
+            )
             with reference_policy(self.trainer) as model:
-                reference = model(**inputs).logits[:, :-1].float().log_softmax(dim=-1)
-            divergence = (policy.exp() * (policy - reference)).sum(dim=-1)  # (B, T - 1)
-            total, count = total + float(divergence[mask[:, 1:]].sum()), count + int(mask[:, 1:].sum())
+                reference = model(**inputs).logits[:, :-1][written].float().log_softmax(dim=-1)
+            total += float((policy.exp() * (policy - reference)).sum())
+            count += len(policy)
         return total / count
 
     def _join(self, prompts: list[str], answers: list[torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -168,13 +175,23 @@ def reference_policy(trainer: NPDPOTrainer) -> Iterator[nn.Module]:
     """The reference policy of a trainer: `ref_model`, or the policy without its adapter and without users."""
     if trainer.ref_model is not None:
         yield trainer.ref_model.eval()
-    else:
-        model = trainer.accelerator.unwrap_model(trainer.model)
+    elif isinstance(model := trainer.accelerator.unwrap_model(trainer.model), PeftModel):
         with model.disable_adapter():
             yield model
+    else:
+        raise ValueError(
+            "The reference policy of this run is gone: its log-probs were computed before training. Evaluate the saved policy "
+            "with `examples/evaluate.py --ref_model_name_or_path`, or train without `precompute_ref_log_probs`."
+        )
 
 
-def describe(answers: list[torch.Tensor], eos_token_id: int) -> dict[str, float]:
+def end_tokens(model: nn.Module) -> list[int]:
+    """The tokens with which a model ends an answer."""
+    tokens = model.generation_config.eos_token_id
+    return tokens if isinstance(tokens, list) else [tokens]
+
+
+def describe(answers: list[torch.Tensor], ends: list[int]) -> dict[str, float]:
     """Mean number of tokens, share of trigrams that an answer has had before, and share of answers that ended."""
     repetitions = []
     for answer in answers:
@@ -183,7 +200,7 @@ def describe(answers: list[torch.Tensor], eos_token_id: int) -> dict[str, float]
     return {
         "tokens": float(np.mean([len(answer) for answer in answers])),
         "repetition": float(np.mean(repetitions)),
-        "finished": float(np.mean([eos_token_id in answer for answer in answers])),
+        "finished": float(np.mean([answer[-1].item() in ends for answer in answers])),
     }
 
 
@@ -228,7 +245,7 @@ def share_grammatical(prompts: list[str], texts: list[str]) -> float:
     return float(np.mean([is_grammatical(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]))
 
 
-def _cut(answer: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """Cut an answer behind its end-of-sequence token."""
-    ends = (answer == eos_token_id).nonzero()
-    return answer if len(ends) == 0 else answer[: int(ends[0]) + 1]
+def _cut(answer: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    """Cut an answer behind the token that ends it."""
+    places = torch.isin(answer, torch.tensor(ends)).nonzero()
+    return answer if len(places) == 0 else answer[: int(places[0]) + 1]

@@ -72,6 +72,10 @@ class ScriptArguments(PreferenceArguments):
     baseline_steps: int | None = field(
         default=None, metadata={"help": "Steps of each baseline. Default: as many as NP-DPO."}
     )
+    dedicated_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the groups that have a dedicated policy. Default: --eval_group_column."},
+    )
     dedicated_groups: list[str] | None = field(
         default=None, metadata={"help": "Groups that have a dedicated policy. Default: all."}
     )
@@ -108,6 +112,10 @@ class TrainerBuilder:
     def __init__(self, training_args: NPDPOConfig, model_args: ModelConfig, embedded: bool):
         self.model_args, self.film_kwargs = model_args, training_args.film_kwargs
         self.base = model_args.model_name_or_path or str(HERE / "style_gemma")
+        self.source = {
+            "revision": model_args.model_revision,
+            "trust_remote_code": training_args.trust_remote_code,
+        }
         self.model_init_kwargs = {
             "revision": model_args.model_revision,
             "attn_implementation": model_args.attn_implementation,
@@ -116,16 +124,17 @@ class TrainerBuilder:
         }
         self.peft_config = get_peft_config(model_args)
         if self.peft_config is not None and not embedded:
-            num_layers = AutoConfig.from_pretrained(self.base).num_hidden_layers
+            num_layers = AutoConfig.from_pretrained(self.base, **self.source).num_hidden_layers
             context_layer = (self.film_kwargs or {}).get("context_layer", num_layers // 2)
             self.peft_config.layers_to_transform = list(range(context_layer, num_layers))
 
     def __call__(self, args: NPDPOConfig, **datasets) -> NPDPOTrainer:
         args.model_init_kwargs, args.film_kwargs = dict(self.model_init_kwargs), copy.deepcopy(self.film_kwargs)
+        set_seed(args.seed)  # before LoRA, FiLM and the context encoder start
         return NPDPOTrainer(
             self.base,
             args=args,
-            processing_class=AutoTokenizer.from_pretrained(self.base),
+            processing_class=AutoTokenizer.from_pretrained(self.base, **self.source),
             quantization_config=get_quantization_config(self.model_args),
             peft_config=copy.deepcopy(self.peft_config),
             **datasets,
@@ -146,10 +155,17 @@ def train_context_encoder(trainer: NPDPOTrainer, steps: int, learning_rate: floa
         context_in_target=False,
         eval_num_contexts=args.eval_num_contexts,
         eval_num_targets=args.eval_num_targets,
+        eval_num_draws=args.eval_num_draws,
+        eval_disjoint_prompts=args.eval_disjoint_prompts,
+        eval_group_column=args.eval_group_column,
+        drop_short_users=True,
+        bf16=args.bf16,  # one setting for the process: another would change that of the policy
+        fp16=args.fp16,
         save_strategy="no",
         report_to="none",
         logging_steps=100,
         seed=args.seed,
+        data_seed=args.data_seed,
     )
     model = NPRewardModel(
         NPRewardModelConfig(
@@ -163,6 +179,7 @@ def train_context_encoder(trainer: NPDPOTrainer, steps: int, learning_rate: floa
     )
     reward_trainer.train()
     reward_trainer.save_model()
+    trainer.accelerator.wait_for_everyone()
     trainer.load_context_encoder(reward_args.output_dir)
     return reward_trainer.evaluate(metric_key_prefix="eval_reward")
 
@@ -226,7 +243,6 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
     train_dataset, eval_dataset = script_args.draw(training_args.seed) if is_example else script_args.load()
 
     build = TrainerBuilder(training_args, model_args, embedded=set(EMBED_COLUMNS) <= set(train_dataset.column_names))
-    set_seed(training_args.seed)  # before FiLM and the context encoder start
     trainer = build(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
     metrics = {}
     if script_args.reward_steps:
@@ -235,7 +251,10 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
     metrics |= trainer.evaluate()
     trainer.save_model(training_args.output_dir)
 
-    baselines = DPOBaselines(trainer, build, script_args.baseline_steps, script_args.dedicated_groups)
+    trainer.save_metrics("eval", metrics)  # whatever becomes of the baselines
+
+    dedicated = {"dedicated_column": script_args.dedicated_column, "dedicated_groups": script_args.dedicated_groups}
+    baselines = DPOBaselines(trainer, build, script_args.baseline_steps, **dedicated)
     for name in script_args.baselines:
         metrics |= baselines.measure(name)
     if is_example:

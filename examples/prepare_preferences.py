@@ -76,7 +76,7 @@ class ScriptArguments:
         if not self.dataset_name and self.source not in HUB_NAMES:
             raise ValueError(f"`source={self.source!r}` has no name on the Hub. Set `dataset_name` to its files.")
         names = self.dataset_name or [HUB_NAMES[self.source]]
-        config = "utterances" if names == [HUB_NAMES["prism"]] else None
+        config = "utterances" if self.source == "prism" else None
         return concatenate_datasets([load_preferences(name, self.split, config=config) for name in names])
 
 

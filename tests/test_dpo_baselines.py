@@ -14,7 +14,7 @@ from .testing_utils import ROOT, dpo_config, style_rows, tiny_gemma, tiny_tokeni
 
 sys.path.append(str(ROOT / "examples"))  # last: its evaluate.py would hide the library `evaluate`
 
-from dpo_baselines import DPOBaselines, draw_evaluation  # noqa: E402
+from dpo_baselines import DPOBaselines, _pool, draw_evaluation  # noqa: E402
 
 
 @pytest.fixture
@@ -61,6 +61,28 @@ def test_a_dedicated_policy_sees_its_group_alone(baselines, monkeypatch):
     assert seen == [[{group}, {group}] for group in groups]
     accuracies = [metrics[f"eval_dedicated_nc0_{group}_accuracy"] for group in groups]
     assert metrics["eval_dedicated_nc0_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert metrics["eval_dedicated_nc0_users"] == 4 and 0 <= metrics["eval_dedicated_nc0_accuracy_se"] < 0.5
+    assert 0 <= metrics["eval_dedicated_users_nc2_accuracy"] <= 1  # of NP-DPO
+    assert len(baselines.trainer.eval_dataset.unique("user_id")) == 32
+    baselines.groups = ["nobody"]
+    with pytest.raises(ValueError, match=r"\['nobody'\] are no values of `group`"):
+        baselines.measure("dedicated")
+
+
+def test_accuracies_of_groups_are_pooled_over_their_users():
+    accuracies = [np.array([1.0, 0.5, 0.75]), np.array([0.25])]
+    evaluated = [
+        {
+            "eval_nc0_users": len(users),
+            "eval_nc0_accuracy": users.mean(),
+            "eval_nc0_accuracy_se": users.std(ddof=1) / len(users) ** 0.5 if len(users) > 1 else float("nan"),
+        }
+        for users in accuracies
+    ]
+    everybody = np.concatenate(accuracies)
+    pooled = _pool(evaluated)
+    assert pooled["eval_dedicated_nc0_accuracy"] == pytest.approx(everybody.mean())
+    assert pooled["eval_dedicated_nc0_accuracy_se"] == pytest.approx(everybody.std(ddof=1) / 2)
 
 
 def test_few_shot_prompts_show_the_contexts_of_the_evaluation(baselines):
@@ -95,6 +117,6 @@ def test_the_base_model_is_judged_by_its_log_likelihood(baselines):
 
 
 def test_a_dedicated_policy_needs_groups(baselines):
-    baselines.trainer.args.eval_group_column = None
+    baselines.column = None
     with pytest.raises(ValueError, match="--eval_group_column"):
         baselines.measure("dedicated")

@@ -83,9 +83,9 @@ def test_an_ablation_changes_one_part_at_a_time_and_goes_on_where_it_stopped(tmp
     assert config["film_kwargs"] == {**recipe["film_kwargs"], "film_site": "attention"} and config["max_steps"] == 2
     table = json.loads((tmp_path / "out" / "table.json").read_text())["figures"]
     assert list(table) == ["recipe", "film_site attention"] and "eval_nc10_worst_group_accuracy" in table["recipe"]
-    (tmp_path / "runs" / "recipe_0" / "config.yaml").unlink()
-    assert run("ablation.py", *options.split(), *variants, cwd=tmp_path) == first  # without a run
-    assert not (tmp_path / "runs" / "recipe_0" / "config.yaml").exists()
+    (tmp_path / "runs" / "recipe_0" / "merged" / "config.json").unlink()
+    assert run("ablation.py", *options.split(), *variants, cwd=tmp_path) == first
+    assert not (tmp_path / "runs" / "recipe_0" / "merged" / "config.json").exists()  # it was not run again
 
 
 def test_a_gemma_is_pretrained_on_the_texts_of_pairs(tmp_path):
@@ -226,12 +226,16 @@ def test_a_policy_is_evaluated_against_its_reference(tmp_path):
     )
     trainer.train()
     expected = trainer.evaluate()
-    trainer.model.merge_and_unload().save_pretrained(tmp_path / "merged")
-    tiny_tokenizer().save_pretrained(tmp_path / "merged")
+    trainer.save_model()
+    trainer.save_merged(tmp_path / "merged")
     style_rows(seed=1).to_parquet(tmp_path / "test.parquet")
-    command = "--model_name_or_path merged --ref_model_name_or_path base --dataset_name test.parquet --output_dir out"
-    run("evaluate.py", *command.split(), *"--num_contexts 0 2 --seed 42 --num_draws 1".split(), cwd=tmp_path)
-    assert results(tmp_path / "out")["eval_nc2_accuracy"] == pytest.approx(expected["eval_nc2_accuracy"], abs=1e-6)
+    users = "--dataset_name test.parquet --num_contexts 0 2 --seed 42 --num_draws 1".split()
+    # the adapter knows its base, which is its reference
+    for policy in ("--model merged --ref_model_name_or_path base --output_dir a", "--model policy --output_dir b"):
+        run("evaluate.py", *policy.split(), *users, cwd=tmp_path)
+        metrics = results(tmp_path / policy[-1])
+        for key in ("eval_nc2_accuracy", "eval_nc2_nll"):
+            assert metrics[key] == pytest.approx(expected[key], abs=1e-5)
 
 
 def test_unknown_arguments_fail(tmp_path):

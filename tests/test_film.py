@@ -239,6 +239,13 @@ def test_pairs_of_text_are_embedded_as_tokens_are(architecture, tmp_path):
     torch.testing.assert_close(context[0, 1, 1], model.embed_options(rows, torch.ones_like(rows), completion)[0])
 
 
+def test_generate_asks_for_the_logits_of_the_last_token_alone(architecture, tmp_path):
+    model, lengths = architecture.policy(tmp_path), []
+    model.lm_head.register_forward_hook(lambda module, args, logits: lengths.append(logits.shape[1]))
+    model.generate(tokens(3), max_new_tokens=3, eos_token_id=None)
+    assert lengths == [1, 1, 1]
+
+
 @pytest.mark.parametrize("method", ["forward", "generate"])
 @pytest.mark.parametrize(
     "shape, message",

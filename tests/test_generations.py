@@ -36,7 +36,7 @@ def generations(tmp_path) -> Generations:
 def test_answers_are_described_by_length_repetition_and_end():
     answers = [torch.tensor([5, 6, 7, 5, 6, 7, 1]), torch.tensor([8, 9])]
     # five trigrams, four of them different; no trigram
-    assert describe(answers, eos_token_id=1) == {"tokens": 4.5, "repetition": pytest.approx(0.1), "finished": 0.5}
+    assert describe(answers, ends=[1]) == {"tokens": 4.5, "repetition": pytest.approx(0.1), "finished": 0.5}
 
 
 def test_every_user_is_written_for_after_its_own_choices(generations):

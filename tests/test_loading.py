@@ -5,7 +5,15 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from np_trl.data.embeddings import text_id
-from np_trl.data.loading import SPLITS, PreferenceArguments, hash_split, load_preferences, save_splits, split_by_hash
+from np_trl.data.loading import (
+    SPLITS,
+    PreferenceArguments,
+    hash_split,
+    load_preferences,
+    save_splits,
+    split_by_hash,
+    with_roles,
+)
 
 
 ROWS = [
@@ -94,3 +102,16 @@ def test_splits_are_saved_as_files_with_their_numbers_in_the_log(tmp_path, caplo
         save_splits({"train": dataset, "test": dataset.select([0])}, str(tmp_path / "new" / "folder"))
     assert load_preferences(str(tmp_path / "new" / "folder" / "train.parquet")).to_list() == ROWS
     assert "train.parquet: 3 pairs of 3 users" in caplog.text and "test.parquet: 1 pairs of 1 users" in caplog.text
+
+
+def test_pairs_that_a_user_is_known_by_are_no_targets(caplog):
+    contexts = Dataset.from_list([{"user_id": "ada", "chosen": "a", "rejected": "b"}])
+    targets = Dataset.from_list([{"user_id": "ada", "chosen": c, "rejected": "b"} for c in "ac"])
+    joined = with_roles(contexts, targets)
+    assert [(row["chosen"], row["role"]) for row in joined] == [("a", "context"), ("c", "target")]
+    assert "Left out 1 of 2 targets that are contexts too" in caplog.text
+
+
+def test_a_file_is_not_evaluated_on_what_it_is_trained_on(file):
+    with pytest.raises(ValueError, match="would be evaluated on the rows that it is trained on"):
+        PreferenceArguments(dataset_name=file).load()

@@ -220,3 +220,18 @@ def test_targets_of_options_that_no_context_has_are_told_apart():
         assert task.has_new_options().tolist() == expected
         found |= set(expected)
     assert found == {True, False}
+
+
+def test_prompts_that_are_conversations_are_told_apart():
+    prompts = [[{"role": "user", "content": text}] for text in ("a", "b", "a")]
+    rows = PreferenceRows(Dataset.from_dict({"user_id": [0, 0, 1], "prompt": prompts}))
+    assert rows.prompt_codes().tolist() == [0, 1, 0]
+
+
+def test_the_group_of_a_user_is_read_from_its_first_row():
+    dataset = Dataset.from_dict({"user_id": ["b", "a", "b"], "group": ["x", "y", "z"], "flag": [True, False, True]})
+    rows = PreferenceRows(dataset)
+    assert dict(zip(rows.user_ids, rows.groups("group"), strict=True)) == {"b": "x", "a": "y"}
+    assert rows.groups("flag") == ["True", "False"]
+    with pytest.raises(ValueError, match="`eval_group_column='kind'` is no column"):
+        rows.groups("kind")

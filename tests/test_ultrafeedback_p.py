@@ -51,6 +51,12 @@ def test_options_that_are_conversations_go_on_from_their_prompt(prompt, with_pro
     assert pair["chosen"] == [say("assistant", "because")] and pair["rejected"] == [say("assistant", "no idea")]
 
 
+def test_strings_that_begin_with_their_prompt_go_on_from_it():
+    row = {"data_subset": "8", "controversial": True, "prompt": "How? ", "chosen": "How? So.", "rejected": "How? No."}
+    (pair,) = ultrafeedback_p_preferences(Dataset.from_list([row]))
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == ("How? ", "So.", "No.")
+
+
 def test_ties_repetitions_and_gaps_are_left_out_and_counted(caplog):
     awkward = [
         row(prompt=None), row(prompt=" "), row(chosen=""), row(rejected=None), row(data_subset=None),

@@ -15,19 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from figures import FigureArguments, error_bars
+from figures import HERE, error_bars
 from trl import TrlParser
 
 
 @dataclass
-class ScriptArguments(FigureArguments):
-    results: str = field(default=None, metadata={"help": "JSON that `examples/benchmarks/summarize.py` saved."})
+class ScriptArguments:
+    results: str = field(metadata={"help": "JSON that `examples/benchmarks/summarize.py` saved."})
+    figure: str = field(metadata={"help": "Name of the picture."})
+    results_dir: str = field(default=str(HERE / "results"), metadata={"help": "Folder of the picture."})
 
 
 def draw(ax, numbers: dict[str, float]) -> None:
     """Draw a line for each group, thick for the mean of all users, and the models that know no users beside them."""
     num_contexts = sorted({int(found[1]) for key in numbers if (found := re.match(r"eval_nc(\d+)_accuracy$", key))})
-    pattern = re.compile(rf"eval_nc{num_contexts[-1]}_(?!worst_group|shuffled|bayes|new_options)(\w+)_gain$")
+    pattern = re.compile(rf"eval_nc{num_contexts[-1]}_(?!worst_group|shuffled|bayes|new_options)(.+)_gain$")
     groups = sorted(found[1] for key in numbers if (found := pattern.match(key)))
     few = len(groups) <= 4
     for index, group in enumerate(groups):

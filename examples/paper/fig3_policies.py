@@ -55,6 +55,7 @@ def main(script_args: ScriptArguments) -> None:
     np.atleast_1d(axes)[0].set_ylabel("PC 2")
     if len(np.unique(groups)) <= 4:
         np.atleast_1d(axes)[-1].legend(fontsize=7, markerscale=2)
+    script_args.num_seeds = 1  # one model
     script_args.save(picture, numbers, seed=script_args.seed)
 
 

@@ -50,6 +50,11 @@ class PreferenceArguments:
         """Load the pairs to train on and those to evaluate on."""
         embeddings = {"embeddings": self.embeddings, "embedding_kind": self.embedding_kind}
         eval_name = self.eval_dataset_name or self.dataset_name
+        if self.eval_dataset_name is None and Path(eval_name).suffix in _BUILDERS and self.eval_where == self.where:
+            raise ValueError(
+                f"The file {eval_name!r} would be evaluated on the rows that it is trained on. Name other users with "
+                "`--eval_dataset_name` or `--eval_where`."
+            )
         eval_dataset = load_preferences(eval_name, "test", self.eval_where, **embeddings)
         if self.eval_context_where:
             contexts = load_preferences(eval_name, "test", self.eval_context_where, **embeddings)
@@ -154,14 +159,33 @@ def save_splits(splits: dict[str, Dataset], output_dir: str) -> None:
 
 
 def with_roles(contexts: Dataset, targets: Dataset) -> Dataset:
-    """Join the pairs that users are known by with those that are predicted, for the users who have both."""
-    parts = {"context": contexts, "target": targets}
-    users = set(contexts["user_id"]) & set(targets["user_id"])
-    kept = []
-    for role, dataset in parts.items():
-        indices = [index for index, user in enumerate(dataset["user_id"]) if user in users]
-        kept.append(dataset.select(indices).add_column("role", [role] * len(indices)))
-    return concatenate_datasets(kept)
+    """
+    Join the pairs that users are known by with those that are predicted, for the users who have both.
+
+    Args:
+        contexts ([`~datasets.Dataset`]), targets ([`~datasets.Dataset`]):
+            Preference pairs of the same users.
+
+    Returns:
+        [`~datasets.Dataset`] with the column `role`: `"context"` or `"target"`. Targets that a user is known by already are
+        left out, with a logged count.
+    """
+    columns = [name for name in ("user_id", "prompt", "chosen", "rejected") if name in contexts.column_names]
+    known, candidates = (
+        [str(list(row.values())) for row in dataset.select_columns(columns)] for dataset in (contexts, targets)
+    )
+    users, seen = set(contexts["user_id"]) & set(targets["user_id"]), set(known)
+    shown = [index for index, user in enumerate(contexts["user_id"]) if user in users]
+    wanted = [index for index, user in enumerate(targets["user_id"]) if user in users]
+    unseen = [index for index in wanted if candidates[index] not in seen]
+    if len(unseen) < len(wanted):
+        logger.warning("Left out %d of %d targets that are contexts too.", len(wanted) - len(unseen), len(wanted))
+    return concatenate_datasets(
+        [
+            contexts.select(shown).add_column("role", ["context"] * len(shown)),
+            targets.select(unseen).add_column("role", ["target"] * len(unseen)),
+        ]
+    )
 
 
 def _load(name: str, split: str, config: str | None = None) -> Dataset:

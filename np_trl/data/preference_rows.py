@@ -5,6 +5,8 @@ One row is one pair: TRL's preference type plus `user_id`, with `chosen_embeds` 
 inferred. Rows keep their order; users are an index over them.
 """
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -105,7 +107,10 @@ class PreferenceRows:
         """Number the distinct values of some columns together: `(rows, columns)`."""
         table = self.dataset.select_columns(columns).with_format("arrow")[:]
         values = pa.chunked_array([chunk for name in columns for chunk in table.column(name).chunks])
-        codes = values.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        values = values.combine_chunks()
+        if pa.types.is_nested(values.type):  # conversations
+            values = pa.array(map(json.dumps, values.to_pylist()), pa.string())
+        codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
         return codes.reshape(len(columns), -1).T
 
     def _read_roles(self) -> np.ndarray:

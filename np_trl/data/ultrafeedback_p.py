@@ -60,6 +60,8 @@ def _to_pair(row: dict) -> dict | None:
     if not isinstance(options[0], str):
         prompt = _messages(prompt) if not isinstance(prompt, str) else [{"role": "user", "content": prompt}]
         options = [_follow(prompt, _messages(option)) for option in options]
+    elif all(option.startswith(prompt) for option in options):  # written with the prompt before them
+        options = [option.removeprefix(prompt) for option in options]
     if options[0] == options[1] or not all(map(_has_text, (prompt, *options))):
         return None
     return {"user_id": str(row["data_subset"]), "prompt": prompt, "chosen": options[0], "rejected": options[1]}

@@ -243,6 +243,7 @@ class FiLMForCausalLMMixin(FiLMInitMixin):
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
         film: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,  # named, so that `generate` asks for the last token's logits alone
         **kwargs,
     ):
         """Run the language model for the users given by `latents` or by a context: [`FiLMModelMixin.forward`]."""
@@ -253,7 +254,7 @@ class FiLMForCausalLMMixin(FiLMInitMixin):
             "context_index": context_index,
             "film": film,
         }
-        return super().forward(input_ids, attention_mask, *args, **users, **kwargs)
+        return super().forward(input_ids, attention_mask, *args, logits_to_keep=logits_to_keep, **users, **kwargs)
 
     @torch.no_grad()
     def generate(

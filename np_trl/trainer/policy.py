@@ -34,7 +34,7 @@ def load_policy(path: str, **kwargs) -> PreTrainedModel | PeftModel:
 
     Args:
         path (`str`):
-            Directory or Hub name of the policy.
+            Directory or Hub name of a merged policy, or directory of an adapter.
         kwargs:
             Passed to `from_pretrained` of the model.
 
