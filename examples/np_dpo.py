@@ -258,6 +258,7 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
     for name in script_args.baselines:
         metrics |= baselines.measure(name)
     if is_example:
+        eval_dataset.to_parquet(f"{training_args.output_dir}/users.parquet")
         for number, accuracy in style_bayes_accuracy(training_args.eval_num_contexts).items():
             metrics[f"eval_nc{number}_bayes_accuracy"] = accuracy
         metrics |= evaluate_generations(trainer, num_context, baselines)

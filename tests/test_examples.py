@@ -37,7 +37,7 @@ def results(path) -> dict:
 
 def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
     config = EXAMPLES / "configs" / "np_dpo_style.yaml"
-    small = "--num_train_users 32 --num_eval_users 16 --reward_steps 20 --max_steps 4 --baseline_steps 2".split()
+    small = "--num_train_users 32 --num_eval_users 32 --reward_steps 20 --max_steps 4 --baseline_steps 2".split()
     printed = run(
         "np_dpo.py", "--config", config, *small, "--per_device_train_batch_size", 4, "--num_threads", 1, cwd=tmp_path
     )
@@ -60,8 +60,7 @@ def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
             "generate.py", "--model_name_or_path", path, "--user", choices, cwd=tmp_path
         )
     # what an adapter writes, against the mixture's policy, and its latents
-    style_rows(num_users=32, seed=1).to_parquet(tmp_path / "users.parquet")
-    users = "--dataset_name users.parquet --group_column group --num_contexts 0 2".split()
+    users = ["--dataset_name", merged.parent / "users.parquet", *"--group_column group --num_contexts 0 2".split()]
     judged = ["--num_generations", 1, "--judges", "style", "--opponent", merged.parent / "mixture"]
     run("evaluate.py", "--model", merged.parent, *users, *judged, "--output_dir", "out", cwd=tmp_path)
     written = results(tmp_path / "out")

@@ -10,6 +10,7 @@ from .testing_utils import ROOT
 
 
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "examples" / "README.md").read_text()
 
 
 def test_the_python_blocks_run_one_after_the_other(tmp_path):
@@ -23,8 +24,10 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path):
 
 
 def test_every_file_it_names_exists():
-    for path in re.findall(r"(?:examples|np_trl|tests)/[\w./-]+\.\w+", README):
+    for path in re.findall(r"(?:examples|np_trl|tests)/[\w./-]+\.\w+", README + RESULTS):
         assert (ROOT / path).exists(), path
+    for path in re.findall(r"`([\w./-]+\.(?:py|yaml|json|png))`", RESULTS):
+        assert path.startswith("examples/") or (ROOT / "examples" / path).exists(), path
 
 
 def test_the_commands_install_for_themselves():

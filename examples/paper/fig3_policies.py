@@ -4,7 +4,7 @@ choices (Fig. 3; Fig. 7 for three modes).
 
 ```sh
 python examples/paper/fig3_policies.py \
-    --model runs/np_dpo_style --dataset_name runs/style_users.parquet --group_column group --figure fig3_policies_style
+    --model runs/np_dpo_style --dataset_name runs/np_dpo_style/users.parquet --group_column group --figure fig3_policies_style
 ```
 """
 
