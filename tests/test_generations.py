@@ -1,5 +1,6 @@
 """What policies write, measured by examples/generations.py."""
 
+import runpy
 import sys
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from np_trl import NPDPOTrainer
+from np_trl import NPDPOTrainer, NPRewardModel, NPRewardModelConfig
+from np_trl.data import PreferenceRows
 from np_trl.data.style_grammar import write_answer
 from np_trl.data.style_population import split_prompts
 
@@ -109,3 +111,24 @@ def test_reward_models_judge_the_users_of_their_group():
 
     judge = reward_judge({"long": Scorer(1), "short": Scorer(-1)}, ["long", "short", "long"])
     assert judge(["?"] * 3, ["a", "bb", "ccc"], np.array([0, 1, 2])).tolist() == [1.0, -2.0, 3.0]
+
+
+def test_judges_are_loaded_from_their_folders_for_their_groups(generations, tmp_path):
+    models = {}
+    for seed, name in enumerate(("ada", "bob")):
+        fields = {"embed_size": 32, "embedder": {"name_or_path": str(tmp_path / "base"), "max_length": 64}}
+        torch.manual_seed(seed)
+        models[name] = NPRewardModel(NPRewardModelConfig(hidden_size=8, conditional=False, **fields)).eval()
+        for parameter in models[name].parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        models[name].save_pretrained(tmp_path / name)
+    script = runpy.run_path(str(ROOT / "examples" / "evaluate.py"), run_name="script")
+    dataset = generations.trainer.eval_dataset.remove_columns("group")
+    groups = ["ada" if int(user.split("-")[1]) < 8 else "bob" for user in dataset["user_id"]]
+    rows = PreferenceRows(dataset.add_column("group", groups))
+    judge = script["build_judge"]([f"{name}={tmp_path / name}" for name in models], rows, "group", "cpu")
+    scores = judge(["How?", "How?"], [" so", " so"], np.array([3, 12]))
+    expected = [float(model.score([{"prompt": "How?", "completion": " so"}])) for model in models.values()]
+    assert scores.tolist() == pytest.approx(expected, rel=1e-4) and expected[0] != expected[1]
+    with pytest.raises(ValueError, match="must each be `GROUP=PATH`"):
+        script["build_judge"](["ada"], rows, "group", "cpu")
