@@ -21,9 +21,9 @@ from np_trl.metrics.report import summarize_runs
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--name", required=True, help="The report is saved as results/NAME.json.")
-    parser.add_argument("--runs", required=True, nargs="+", type=Path, help="Two or more output directories.")
+    parser.add_argument(
+        "--runs", required=True, nargs="+", type=Path, help="Output directories. One has no standard error over seeds."
+    )
     arguments = parser.parse_args()
-    if len(arguments.runs) < 2:
-        parser.error(f"--runs names {len(arguments.runs)} run; a standard error needs two or more.")
     runs = [json.loads((run / "eval_results.json").read_text()) for run in arguments.runs]
     report(arguments.name, summarize_runs(runs), runs=[str(run) for run in arguments.runs])

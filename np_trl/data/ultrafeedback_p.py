@@ -12,17 +12,18 @@ logger = logging.getLogger(__name__)
 
 def ultrafeedback_p_preferences(dataset: Dataset) -> Dataset:
     """
-    Give rows of UltraFeedback-P the columns of preference pairs of users. A user is a type of users.
+    Give rows of UltraFeedback-P the columns of preference pairs of users. A user is a type of users, so its users are the same
+    in training and in evaluation; it is the prompts that differ.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows with `prompt`, `chosen`, `rejected`, `data_subset` (the type, as `"8"` or the name of an aspect), and maybe
-            `controversial` and `survey_options`. Both options are strings, or conversations; those may begin with the prompt.
+            `controversial` and `survey_options`. Both options are strings, or conversations, and may begin with the prompt.
 
     Returns:
         [`~datasets.Dataset`] with the columns `user_id` (the type), `prompt`, `chosen`, `rejected`; and where the dataset says
-        it, `is_conflicting` (`controversial`: not all types choose alike) and `survey_options`. A string stays one;
-        with conversations the prompt is one too, and the options are what follows on it. Pairs without a type, with an
+        it, `is_conflicting` (`controversial`: not all types choose alike) and `survey_options`. The options are what follows
+        on the prompt, which is a conversation where they are. Pairs without a type, with an
         empty text, that are ties, or that repeat another one are left out, with a logged count.
 
     Raises:
