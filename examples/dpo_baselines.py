@@ -35,7 +35,7 @@ class DPOBaselines:
         build (`Callable`):
             Builds a trainer of the same base model from `args`, `train_dataset` and `eval_dataset`.
         num_steps (`int`, *optional*):
-            Training steps of each baseline. As many as the run has if not set.
+            Training steps of each baseline, a tenth of them at most warm-up. As many as the run has if not set.
         dedicated_column (`str`, *optional*), dedicated_groups (`list[str]`, *optional*):
             The column of the groups that have a dedicated policy, `eval_group_column` if not set; and which of them, all of
             the evaluation set if not set.
@@ -145,7 +145,7 @@ class DPOBaselines:
             self.trainer.args,
             output_dir=f"{self.trainer.args.output_dir}/{name}",
             max_steps=self.num_steps,
-            warmup_steps=min(self.trainer.args.warmup_steps, self.num_steps // 10),
+            warmup_steps=min(self.trainer.args.warmup_steps, max(self.num_steps // 10, 0)),
             min_context=0,
             max_context=0,
             eval_num_contexts=[0],
