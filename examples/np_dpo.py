@@ -161,6 +161,7 @@ def train_context_encoder(trainer: NPDPOTrainer, steps: int, learning_rate: floa
         drop_short_users=True,
         bf16=args.bf16,  # one setting for the process: another would change that of the policy
         fp16=args.fp16,
+        use_cpu=args.use_cpu,
         save_strategy="no",
         report_to="none",
         logging_steps=100,
