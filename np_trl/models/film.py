@@ -84,12 +84,17 @@ class FiLMAttentionMixin:
 
 class FiLMDecoderLayerMixin:
     """
-    Mix into a decoder layer whose attention has [`FiLMAttentionMixin`].
+    Mix into a decoder layer. The class names its attention, one with [`FiLMAttentionMixin`], in `attention_class`.
 
     `film` travels as a positional argument: reentrant gradient checkpointing loses the gradient of keyword arguments.
     """
 
-    film_site: str
+    attention_class: type[nn.Module]
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.film_site = config.film_site
+        self.self_attn = self.attention_class(config, layer_idx)
 
     def __call__(self, hidden_states: torch.Tensor, *args, film: torch.Tensor | None = None, **kwargs):
         return super().__call__(hidden_states, film, *args, **kwargs)
@@ -114,9 +119,16 @@ class FiLMInitMixin:
 
 
 class FiLMModelMixin(FiLMInitMixin):
-    """Mix into a backbone whose layers have [`FiLMDecoderLayerMixin`]. The class calls `add_film` when it is built."""
+    """Mix into a backbone. The class names its layers, those with [`FiLMDecoderLayerMixin`], in `layer_class`."""
 
     _keep_in_fp32_modules_strict = ["context_encoder", "film"]
+    layer_class: type[nn.Module]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layers = nn.ModuleList([self.layer_class(config, index) for index in range(config.num_hidden_layers)])
+        self.add_film(config)
+        self.post_init()
 
     def add_film(self, config) -> None:
         """Add the context encoder and the FiLM hypernetwork."""
@@ -231,7 +243,14 @@ def _check_rows(film: torch.Tensor, batch_size: int) -> None:
 
 
 class FiLMForCausalLMMixin(FiLMInitMixin):
-    """Mix into a causal LM whose `model` has [`FiLMModelMixin`]."""
+    """Mix into a causal LM. The class names its backbone, one with [`FiLMModelMixin`], in `model_class`."""
+
+    model_class: type[nn.Module]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.post_init()
 
     def forward(
         self,

@@ -1,6 +1,5 @@
 """Gemma with FiLM: the mixins of `film.py` on the classes of transformers (App. C.2.2 of the paper)."""
 
-from torch import nn
 from transformers import GemmaForCausalLM, GemmaModel
 from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaDecoderLayer
 
@@ -13,10 +12,7 @@ class FiLMGemmaAttention(FiLMAttentionMixin, GemmaAttention):
 
 
 class FiLMGemmaDecoderLayer(FiLMDecoderLayerMixin, GemmaDecoderLayer):
-    def __init__(self, config: FiLMGemmaConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.film_site = config.film_site
-        self.self_attn = FiLMGemmaAttention(config, layer_idx)
+    attention_class = FiLMGemmaAttention
 
 
 class FiLMGemmaModel(FiLMModelMixin, GemmaModel):
@@ -29,15 +25,8 @@ class FiLMGemmaModel(FiLMModelMixin, GemmaModel):
     """
 
     config_class = FiLMGemmaConfig
+    layer_class = FiLMGemmaDecoderLayer
     _no_split_modules = ["FiLMGemmaDecoderLayer"]
-
-    def __init__(self, config: FiLMGemmaConfig):
-        super().__init__(config)
-        self.layers = nn.ModuleList(
-            [FiLMGemmaDecoderLayer(config, index) for index in range(config.num_hidden_layers)]
-        )
-        self.add_film(config)
-        self.post_init()
 
 
 class FiLMGemmaForCausalLM(FiLMForCausalLMMixin, GemmaForCausalLM):
@@ -57,9 +46,5 @@ class FiLMGemmaForCausalLM(FiLMForCausalLMMixin, GemmaForCausalLM):
     """
 
     config_class = FiLMGemmaConfig
+    model_class = FiLMGemmaModel
     _no_split_modules = ["FiLMGemmaDecoderLayer"]
-
-    def __init__(self, config: FiLMGemmaConfig):
-        super().__init__(config)
-        self.model = FiLMGemmaModel(config)
-        self.post_init()

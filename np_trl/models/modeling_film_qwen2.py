@@ -1,6 +1,5 @@
 """Qwen2 with FiLM: the mixins of `film.py` on the classes of transformers, as the released code of the paper has it."""
 
-from torch import nn
 from transformers import Qwen2ForCausalLM, Qwen2Model
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer
 
@@ -13,10 +12,7 @@ class FiLMQwen2Attention(FiLMAttentionMixin, Qwen2Attention):
 
 
 class FiLMQwen2DecoderLayer(FiLMDecoderLayerMixin, Qwen2DecoderLayer):
-    def __init__(self, config: FiLMQwen2Config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.film_site = config.film_site
-        self.self_attn = FiLMQwen2Attention(config, layer_idx)
+    attention_class = FiLMQwen2Attention
 
 
 class FiLMQwen2Model(FiLMModelMixin, Qwen2Model):
@@ -29,15 +25,8 @@ class FiLMQwen2Model(FiLMModelMixin, Qwen2Model):
     """
 
     config_class = FiLMQwen2Config
+    layer_class = FiLMQwen2DecoderLayer
     _no_split_modules = ["FiLMQwen2DecoderLayer"]
-
-    def __init__(self, config: FiLMQwen2Config):
-        super().__init__(config)
-        self.layers = nn.ModuleList(
-            [FiLMQwen2DecoderLayer(config, index) for index in range(config.num_hidden_layers)]
-        )
-        self.add_film(config)
-        self.post_init()
 
 
 class FiLMQwen2ForCausalLM(FiLMForCausalLMMixin, Qwen2ForCausalLM):
@@ -57,9 +46,5 @@ class FiLMQwen2ForCausalLM(FiLMForCausalLMMixin, Qwen2ForCausalLM):
     """
 
     config_class = FiLMQwen2Config
+    model_class = FiLMQwen2Model
     _no_split_modules = ["FiLMQwen2DecoderLayer"]
-
-    def __init__(self, config: FiLMQwen2Config):
-        super().__init__(config)
-        self.model = FiLMQwen2Model(config)
-        self.post_init()
