@@ -62,7 +62,7 @@ def main(script_args: ScriptArguments) -> None:
     set_seed(script_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path, padding_side="left")
     model = load_policy(script_args.model_name_or_path).eval()
-    inputs = tokenizer(script_args.prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    inputs = tokenizer(script_args.prompts, padding=True, return_tensors="pt")
     users = {}
     if script_args.user is not None:
         latents = infer_user(model, tokenizer, read_pairs(script_args.user))  # (1, Z)

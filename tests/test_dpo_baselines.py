@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from np_trl import NPDPOTrainer
 
-from .testing_utils import ROOT, dpo_config, style_rows, tiny_gemma, tiny_tokenizer
+from .testing_utils import ROOT, dpo_config, style_rows, tiny_base, tiny_tokenizer
 
 
 sys.path.append(str(ROOT / "examples"))  # last: its evaluate.py would hide the library `evaluate`
@@ -19,7 +19,7 @@ from dpo_baselines import DPOBaselines, _pool, draw_evaluation  # noqa: E402
 
 @pytest.fixture
 def baselines(tmp_path) -> DPOBaselines:
-    base = tiny_gemma(tmp_path / "base")
+    base = tiny_base(tmp_path / "base")
 
     def build(args, **datasets) -> NPDPOTrainer:
         args.film_kwargs = {"context_config": {"hidden_size": 16, "latent_size": 12, "memory_size": 8}}

@@ -15,7 +15,7 @@ from .test_examples import results
 from .test_examples import run as run_example
 from .test_prepare import load_script, prompts, write_ultrafeedback
 from .test_text_embedder import chat_gemma, tiny_bert
-from .testing_utils import style_rows, tiny_gemma
+from .testing_utils import style_rows, tiny_base
 
 
 SETTINGS = {
@@ -60,7 +60,7 @@ def test_the_table_holds_what_the_embedder_of_a_model_says(tmp_path, embed, name
 def test_every_text_is_embedded_once(tmp_path, embed):
     pairs = style_rows(num_users=4, pairs_per_user=4)
     files = [save(pairs, tmp_path / "a.parquet"), save(pairs.select(range(3)), tmp_path / "b.parquet")]
-    table = embed(tiny_gemma(tmp_path / "gemma"), *files, max_length=128)
+    table = embed(tiny_base(tmp_path / "gemma"), *files, max_length=128)
     texts = {row[side] for row in pairs for side in ("chosen", "rejected")}
     assert sorted(table["text_id"]) == sorted(map(text_id, texts))
     assert table.features["embedding"].feature.dtype == "float16"
@@ -89,7 +89,7 @@ def test_conversations_are_embedded_by_their_text_or_by_the_template(tmp_path, e
 def test_nothing_is_written_where_a_text_cannot_be_embedded(tmp_path, embed):
     file = save(style_rows(num_users=1, pairs_per_user=2), tmp_path / "pairs.parquet")
     with pytest.raises(ValueError, match="`layer=9` exceeds"):
-        embed(tiny_gemma(tmp_path / "gemma"), file, layer=9, max_length=128)
+        embed(tiny_base(tmp_path / "gemma"), file, layer=9, max_length=128)
     model = tiny_bert(tmp_path / "bert")
     weights = TextEmbedder(model)._model
     weights.encoder.layer[-1].output.LayerNorm.bias.data.fill_(1e6)
@@ -109,7 +109,7 @@ def test_datasets_without_the_texts_are_refused(tmp_path, embed):
 def test_from_ultrafeedback_to_a_reward_model(tmp_path):
     """Prepare, embed, train with the embeddings, all by their commands; the model scores texts by its embedder."""
     write_ultrafeedback(tmp_path, prompts(20, 8, 8))
-    tiny_gemma(tmp_path / "gemma")
+    tiny_base(tmp_path / "gemma")
     prepare = "--dataset_name ultrafeedback.jsonl --num_train_users 4 --pairs_per_user 30 --num_eval_users 3"
     run_example(
         "prepare_ultrafeedback.py", *prepare.split(), *"--num_eval_pairs 20 --output_dir hh".split(), cwd=tmp_path

@@ -17,7 +17,7 @@ from trl import TrlParser
 from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, RewardModelArguments
 from np_trl.data.embeddings import text_id
 
-from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_gemma, tiny_tokenizer
+from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_base, tiny_tokenizer
 
 
 EXAMPLES = ROOT / "examples"
@@ -216,7 +216,7 @@ def test_options_are_withheld_from_training(tmp_path):
 
 def test_a_policy_is_evaluated_against_its_reference(tmp_path):
     trainer = NPDPOTrainer(
-        tiny_gemma(tmp_path / "base"),
+        tiny_base(tmp_path / "base"),
         args=dpo_config(tmp_path / "policy", eval_num_contexts=[0, 2], eval_num_targets=20),
         train_dataset=style_rows(),
         eval_dataset=style_rows(seed=1),
@@ -245,7 +245,7 @@ def test_unknown_arguments_fail(tmp_path):
 
 def test_a_user_file_without_completions_is_refused(tmp_path):
     (tmp_path / "user.json").write_text(json.dumps({"pairs": [{"prompt": "How?", "chosen": "so"}]}))
-    tiny_gemma(tmp_path / "base")
+    tiny_base(tmp_path / "base")
     command = [sys.executable, str(EXAMPLES / "generate.py"), "--model_name_or_path", "base", "--user", "user.json"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode != 0 and "Pair 0 in 'user.json' has no ['rejected']" in result.stderr

@@ -1,47 +1,29 @@
 """FiLM: the laws that the mixins of `film.py` keep on every decoder."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import re
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForCausalLM, GemmaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
-from np_trl import FiLMGemmaForCausalLM, FiLMQwen2ForCausalLM
 from np_trl.models.configuration_film import FILM_SITES
+from np_trl.trainer.policy import POLICIES
 
-from .testing_utils import (
-    CONTEXT_CONFIG,
-    tiny_gemma,
-    tiny_policy,
-    tiny_qwen2,
-    tiny_qwen2_policy,
-    tiny_tokenizer,
-    toy_context,
-)
+from .testing_utils import BASES, CONTEXT_CONFIG, tiny_base, tiny_policy, toy_context
 
 
 LATENT_SIZE = CONTEXT_CONFIG["latent_size"]
 
 
-@dataclass(frozen=True)
-class Architecture:
-    base: type[PreTrainedModel]
-    film: type[PreTrainedModel]
-    tiny: Callable[..., str]
-    policy: Callable[..., PreTrainedModel]
+@pytest.fixture(params=BASES)
+def architecture(request) -> str:
+    return request.param
 
 
-ARCHITECTURES = {
-    "gemma": Architecture(GemmaForCausalLM, FiLMGemmaForCausalLM, tiny_gemma, tiny_policy),
-    "qwen2": Architecture(Qwen2ForCausalLM, FiLMQwen2ForCausalLM, tiny_qwen2, tiny_qwen2_policy),
-}
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def architecture(request) -> Architecture:
-    return ARCHITECTURES[request.param]
+def test_every_decoder_is_tested():
+    assert POLICIES.keys() == BASES.keys()
 
 
 def tokens(rows: int, length: int = 7) -> torch.Tensor:
@@ -54,19 +36,19 @@ def users(rows: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("film_site", FILM_SITES)
 def test_without_latents_it_is_the_base_model_to_the_bit(architecture, tmp_path, film_site):
-    model = architecture.policy(tmp_path, film_site=film_site)
-    base = architecture.base.from_pretrained(tmp_path).eval()
+    model = tiny_policy(tmp_path, architecture, film_site=film_site)
+    base = BASES[architecture].from_pretrained(tmp_path).eval()
     assert torch.equal(model(tokens(3)).logits, base(tokens(3)).logits)
 
 
 @pytest.mark.parametrize("film_site", FILM_SITES)
 def test_it_starts_as_the_identity_for_every_latent(architecture, tmp_path, film_site):
-    model = architecture.policy(tmp_path, film=False, film_site=film_site)
+    model = tiny_policy(tmp_path, architecture, film=False, film_site=film_site)
     assert torch.equal(model(tokens(3), latents=users(3)).logits, model(tokens(3)).logits)
 
 
 def test_block_site_scales_and_shifts_the_output_of_every_block(architecture, tmp_path):
-    model, latents = architecture.policy(tmp_path), users(2)
+    model, latents = tiny_policy(tmp_path, architecture), users(2)
     plain = model(tokens(2), output_hidden_states=True).hidden_states
     steered = model(tokens(2), latents=latents, output_hidden_states=True).hidden_states
     scale, shift = model.model.film(latents)[:, 0].unsqueeze(2).unbind(dim=1)
@@ -74,7 +56,7 @@ def test_block_site_scales_and_shifts_the_output_of_every_block(architecture, tm
 
 
 def test_attention_site_scales_and_shifts_before_the_residual(architecture, tmp_path):
-    model, latents, outputs = architecture.policy(tmp_path, film_site="attention"), users(2), []
+    model, latents, outputs = tiny_policy(tmp_path, architecture, film_site="attention"), users(2), []
     attention = model.model.layers[0].self_attn
     handle = attention.o_proj.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     modulated = []
@@ -87,7 +69,7 @@ def test_attention_site_scales_and_shifts_before_the_residual(architecture, tmp_
 
 @pytest.mark.parametrize("film_site", FILM_SITES)
 def test_rows_of_different_users_do_not_mix(architecture, tmp_path, film_site):
-    model, latents = architecture.policy(tmp_path, film_site=film_site), users(3)
+    model, latents = tiny_policy(tmp_path, architecture, film_site=film_site), users(3)
     logits = model(tokens(3), latents=latents).logits
     for row in range(3):
         alone = model(tokens(3)[row : row + 1], latents=latents[row : row + 1]).logits
@@ -96,7 +78,7 @@ def test_rows_of_different_users_do_not_mix(architecture, tmp_path, film_site):
 
 
 def test_contexts_and_latents_give_the_same_logits(architecture, tmp_path):
-    model = architecture.policy(tmp_path)
+    model = tiny_policy(tmp_path, architecture)
     context, mask = torch.randn(2, 3, 2, 32), torch.tensor([[True, True, False], [False, False, False]])
     index = torch.tensor([0, 1, 1])
     latents = model.infer_latents(context, mask)[index]
@@ -114,7 +96,7 @@ def test_contexts_and_latents_give_the_same_logits(architecture, tmp_path):
 )
 @pytest.mark.parametrize("film_site", FILM_SITES)
 def test_generate_with_a_cache_equals_without(architecture, tmp_path, film_site, kwargs):
-    model, latents = architecture.policy(tmp_path, film_site=film_site), users(3)
+    model, latents = tiny_policy(tmp_path, architecture, film_site=film_site), users(3)
     kwargs = {"latents": latents, "max_new_tokens": 6, "eos_token_id": None, **kwargs}
     cached = model.generate(tokens(3), **kwargs)
     kwargs.pop("cache_implementation", None)
@@ -125,7 +107,7 @@ def test_generate_with_a_cache_equals_without(architecture, tmp_path, film_site,
 
 
 def test_generate_returns_several_samples_of_each_user(architecture, tmp_path):
-    model, latents = architecture.policy(tmp_path), users(2)
+    model, latents = tiny_policy(tmp_path, architecture), users(2)
     torch.manual_seed(0)
     outputs = model.generate(tokens(2), latents=latents, max_new_tokens=4, do_sample=True, num_return_sequences=3)
     assert outputs.shape[0] == 6
@@ -137,7 +119,7 @@ def test_generate_returns_several_samples_of_each_user(architecture, tmp_path):
 
 
 def test_padding_changes_no_logit(architecture, tmp_path):
-    model, latents = architecture.policy(tmp_path), users(2)
+    model, latents = tiny_policy(tmp_path, architecture), users(2)
     padded = torch.nn.functional.pad(tokens(2), (0, 4))
     mask = torch.nn.functional.pad(torch.ones_like(tokens(2)), (0, 4))
     logits = model(padded, attention_mask=mask, latents=latents).logits[:, :7]
@@ -147,7 +129,7 @@ def test_padding_changes_no_logit(architecture, tmp_path):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("film_site", FILM_SITES)
 def test_gradient_checkpointing_keeps_the_gradients(architecture, tmp_path, film_site, use_reentrant):
-    model = architecture.policy(tmp_path, film_site=film_site).train()
+    model = tiny_policy(tmp_path, architecture, film_site=film_site).train()
     context, mask = torch.randn(2, 3, 2, 32), torch.ones(2, 3, dtype=torch.bool)
 
     def gradients():
@@ -167,11 +149,11 @@ def test_gradient_checkpointing_keeps_the_gradients(architecture, tmp_path, film
 
 @pytest.mark.parametrize("film_site", FILM_SITES)
 def test_save_and_load_keep_the_logits(architecture, tmp_path, film_site):
-    model = architecture.policy(tmp_path / "base", film_site=film_site)
+    model = tiny_policy(tmp_path / "base", architecture, film_site=film_site)
     model.model.context_encoder.standardizer.fit([torch.randn(20, 32) + 1])
     model.save_pretrained(tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
-    assert isinstance(loaded, architecture.film) and loaded.config.film_site == film_site
+    assert isinstance(loaded, POLICIES[architecture]) and loaded.config.film_site == film_site
     assert torch.equal(loaded(tokens(2), latents=users(2)).logits, model(tokens(2), latents=users(2)).logits)
     context = torch.randn(2, 3, 2, 32), torch.ones(2, 3)
     assert torch.equal(loaded.infer_latents(*context), model.infer_latents(*context))
@@ -183,7 +165,7 @@ def test_save_and_load_keep_the_logits(architecture, tmp_path, film_site):
 
 
 def test_merging_keeps_the_log_probs(architecture, tmp_path):
-    model = architecture.policy(tmp_path)
+    model = tiny_policy(tmp_path, architecture)
     lora = LoraConfig(
         target_modules=["q_proj"],
         modules_to_save=["context_encoder", "film"],
@@ -193,12 +175,12 @@ def test_merging_keeps_the_log_probs(architecture, tmp_path):
     adapted = get_peft_model(model, lora).eval()
     logits = adapted(tokens(2), latents=users(2)).logits
     merged = adapted.merge_and_unload()
-    assert isinstance(merged, architecture.film)
+    assert isinstance(merged, POLICIES[architecture])
     torch.testing.assert_close(merged(tokens(2), latents=users(2)).logits, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_film_stays_float32_under_a_bfloat16_base(architecture, tmp_path):
-    model = architecture.policy(tmp_path, dtype=torch.bfloat16)
+    model = tiny_policy(tmp_path, architecture, dtype=torch.bfloat16)
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     assert dtypes["model.layers.0.mlp.up_proj.weight"] == torch.bfloat16
     assert dtypes["model.film.weight"] == dtypes["model.context_encoder.memory.code.weight"] == torch.float32
@@ -208,11 +190,11 @@ def test_film_stays_float32_under_a_bfloat16_base(architecture, tmp_path):
 
 
 def test_trunk_embeddings_do_not_depend_on_users_or_padding(architecture, tmp_path):
-    model, rows = architecture.policy(tmp_path), tokens(2)
+    model, rows = tiny_policy(tmp_path, architecture), tokens(2)
     attention, completion = torch.ones_like(rows), torch.zeros_like(rows)
     completion[:, 3:] = 1
     embeds = model.embed_options(rows, attention, completion)
-    hidden = architecture.base.from_pretrained(tmp_path).eval()(rows, output_hidden_states=True).hidden_states[1]
+    hidden = BASES[architecture].from_pretrained(tmp_path).eval()(rows, output_hidden_states=True).hidden_states[1]
     torch.testing.assert_close(embeds, hidden[:, 3:].mean(dim=1))
     pad = torch.nn.functional.pad
     padded = model.embed_options(pad(rows, (0, 3)), pad(attention, (0, 3)), pad(completion, (0, 3)))
@@ -220,7 +202,7 @@ def test_trunk_embeddings_do_not_depend_on_users_or_padding(architecture, tmp_pa
 
 
 def test_the_last_token_can_be_the_embedding(architecture, tmp_path):
-    model, rows = architecture.policy(tmp_path, option_pooling="last", context_layer=2), tokens(2)
+    model, rows = tiny_policy(tmp_path, architecture, option_pooling="last", context_layer=2), tokens(2)
     completion = torch.tensor([[0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]])
     attention = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [1] * 7])
     hidden = model(rows, attention_mask=attention, output_hidden_states=True).hidden_states[2]
@@ -228,19 +210,8 @@ def test_the_last_token_can_be_the_embedding(architecture, tmp_path):
     torch.testing.assert_close(model.embed_options(rows, attention, completion), expected)
 
 
-def test_pairs_of_text_are_embedded_as_tokens_are(architecture, tmp_path):
-    model, tokenizer = architecture.policy(tmp_path), tiny_tokenizer()
-    pair = {"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"}
-    context = model.embed_pairs([pair, pair], tokenizer)
-    assert context.shape == (1, 2, 2, 32)
-    rows = torch.tensor([tokenizer(pair["prompt"] + pair["rejected"] + "<eos>")["input_ids"]])
-    completion = torch.ones_like(rows)
-    completion[:, : len(tokenizer(pair["prompt"])["input_ids"])] = 0
-    torch.testing.assert_close(context[0, 1, 1], model.embed_options(rows, torch.ones_like(rows), completion)[0])
-
-
 def test_generate_asks_for_the_logits_of_the_last_token_alone(architecture, tmp_path):
-    model, lengths = architecture.policy(tmp_path), []
+    model, lengths = tiny_policy(tmp_path, architecture), []
     model.lm_head.register_forward_hook(lambda module, args, logits: lengths.append(logits.shape[1]))
     model.generate(tokens(3), max_new_tokens=3, eos_token_id=None)
     assert lengths == [1, 1, 1]
@@ -257,13 +228,13 @@ def test_generate_asks_for_the_logits_of_the_last_token_alone(architecture, tmp_
     ],
 )
 def test_latents_of_a_wrong_shape_are_refused(architecture, tmp_path, method, shape, message):
-    model = architecture.policy(tmp_path)
+    model = tiny_policy(tmp_path, architecture)
     with pytest.raises(ValueError, match=message):
         getattr(model, method)(tokens(3), latents=torch.zeros(shape))
 
 
 def test_generate_modulates_once_for_all_tokens(architecture, tmp_path):
-    model, calls = architecture.policy(tmp_path), []
+    model, calls = tiny_policy(tmp_path, architecture), []
     model.model.film.register_forward_hook(lambda *_: calls.append(1))
     context = toy_context(users=3, pairs=4, embed_size=32)
     written = model.generate(tokens(3), context_embeds=context[0], context_mask=context[1], max_new_tokens=6)
@@ -273,30 +244,58 @@ def test_generate_modulates_once_for_all_tokens(architecture, tmp_path):
 
 def test_unknown_arguments_of_generate_are_refused(architecture, tmp_path):
     with pytest.raises(ValueError, match="latent_of_user"):
-        architecture.policy(tmp_path).generate(tokens(1), latent_of_user=users(1))
+        tiny_policy(tmp_path, architecture).generate(tokens(1), latent_of_user=users(1))
 
 
 @pytest.mark.parametrize("kwargs", [{"film_site": "mlp"}, {"option_pooling": "max"}, {"context_layer": 18}])
 def test_bad_film_configs_are_named(architecture, kwargs):
     (name, value), *_ = kwargs.items()
     with pytest.raises(Exception, match=f"`{name}={value!r}`"):
-        architecture.film.config_class(num_hidden_layers=18, **kwargs)
+        POLICIES[architecture].config_class(num_hidden_layers=18, **kwargs)
 
 
-def test_plain_weights_log_what_is_new(architecture, tmp_path):
-    _, info = architecture.film.from_pretrained(
-        architecture.tiny(tmp_path), context_config=CONTEXT_CONFIG, output_loading_info=True
+def test_plain_weights_log_what_is_new(architecture, tmp_path, caplog):
+    base = tiny_base(tmp_path, architecture)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        model = POLICIES[architecture].from_pretrained(base, context_config=CONTEXT_CONFIG)
+    finally:
+        logger.removeHandler(caplog.handler)
+    reported = set(re.findall(r"^([\w.]+) +\|.*MISSING", caplog.text, re.M))
+    ours = {name for name in model.state_dict() if name.startswith(("model.film.", "model.context_encoder."))}
+    assert reported == ours
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "mistral", "qwen2", "qwen3"])
+def test_layers_with_a_sliding_window_are_modulated(architecture, tmp_path):
+    layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    fields = {
+        "mistral": {},  # every layer
+        "qwen2": {"use_sliding_window": True, "layer_types": layer_types},
+        "qwen3": {"use_sliding_window": True, "layer_types": layer_types},
+    }
+    base = tiny_base(
+        tmp_path, architecture, sliding_window=4, **fields.get(architecture, {"layer_types": layer_types})
     )
-    assert info["missing_keys"]
-    assert all(name.startswith(("model.film.", "model.context_encoder.")) for name in info["missing_keys"])
+    model = POLICIES[architecture].from_pretrained(base, context_config=CONTEXT_CONFIG).eval()
+    assert model.config.sliding_window == 4
+    torch.nn.init.normal_(model.model.film.bias, std=0.2)
+    prompt, latents = tokens(1, length=10), users(1)
+    kwargs = {"latents": latents, "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    written = model.generate(prompt, **kwargs)
+    assert torch.equal(written, model.generate(prompt, use_cache=False, **kwargs))
+    plain = model(prompt, output_hidden_states=True).hidden_states
+    steered = model(prompt, latents=latents, output_hidden_states=True).hidden_states
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(plain[1:], steered[1:], strict=True))
 
 
 def test_a_model_built_from_its_config_starts_as_the_identity(architecture):
-    config = architecture.film.config_class(
+    config = POLICIES[architecture].config_class(
         vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
         num_key_value_heads=4, context_config=CONTEXT_CONFIG,
     )  # fmt: skip
-    model = architecture.film(config).eval()
+    model = POLICIES[architecture](config).eval()
     assert torch.equal(model(tokens(2) % 500, latents=users(2)).logits, model(tokens(2) % 500).logits)
     torch.testing.assert_close(
         model.model.context_encoder.memory.output.weight, torch.eye(CONTEXT_CONFIG["memory_size"])

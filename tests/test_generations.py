@@ -13,7 +13,7 @@ from np_trl.data import PreferenceRows
 from np_trl.data.style_grammar import write_answer
 from np_trl.data.style_population import split_prompts
 
-from .testing_utils import ROOT, dpo_config, style_rows, tiny_gemma, tiny_reward_model, tiny_tokenizer
+from .testing_utils import ROOT, dpo_config, style_rows, tiny_base, tiny_reward_model, tiny_tokenizer
 
 
 sys.path.append(str(ROOT / "examples"))  # last: its evaluate.py would hide the library `evaluate`
@@ -24,7 +24,7 @@ from generations import Generations, describe, reward_judge, style_judge  # noqa
 @pytest.fixture
 def generations(tmp_path) -> Generations:
     trainer = NPDPOTrainer(
-        tiny_gemma(tmp_path / "base"),
+        tiny_base(tmp_path / "base"),
         args=dpo_config(tmp_path / "out", eval_group_column="group", np_learning_rate=0.1, learning_rate=0.05),
         train_dataset=style_rows(16),
         eval_dataset=style_rows(16, seed=1),

@@ -8,16 +8,17 @@ from transformers import AutoModelForCausalLM, GemmaForCausalLM, TrainerCallback
 from trl import DPOTrainer
 
 from np_trl import FiLMGemmaForCausalLM, NPDPOTrainer, NPRewardTrainer, load_policy
-from np_trl.trainer.policy import np_parameters
+from np_trl.trainer.policy import POLICIES, np_parameters
 
 from .testing_utils import (
+    BASES,
     CONTEXT_CONFIG,
     dpo_config,
     losses,
     reward_config,
     style_rows,
     task_rows,
-    tiny_gemma,
+    tiny_base,
     tiny_policy,
     tiny_reward_model,
     tiny_tokenizer,
@@ -38,7 +39,7 @@ def lora(**kwargs) -> LoraConfig:
 def build(tmp_path, train_dataset=None, eval_dataset=None, peft_config="lora", model=None, **kwargs) -> NPDPOTrainer:
     trainer_kwargs = {key: kwargs.pop(key) for key in ("callbacks", "ref_model", "compute_metrics") if key in kwargs}
     return NPDPOTrainer(
-        tiny_gemma(tmp_path / "base") if model is None else model,
+        tiny_base(tmp_path / "base") if model is None else model,
         args=dpo_config(tmp_path / "out", **kwargs),
         train_dataset=style_rows() if train_dataset is None else train_dataset,
         eval_dataset=eval_dataset,
@@ -264,7 +265,7 @@ def test_conversational_rows_train(tmp_path):
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     trainer = NPDPOTrainer(
-        tiny_gemma(tmp_path / "base"),
+        tiny_base(tmp_path / "base"),
         args=dpo_config(tmp_path / "out"),
         train_dataset=style_rows().map(converse),
         processing_class=tokenizer,
@@ -304,7 +305,7 @@ def test_the_context_encoder_and_film_have_their_own_learning_rate(tmp_path):
 
 
 def test_film_is_trained_in_float32_under_a_bfloat16_base(tmp_path):
-    base = tiny_gemma(tmp_path / "bf16", dtype=torch.bfloat16)
+    base = tiny_base(tmp_path / "bf16", dtype=torch.bfloat16)
     trainer = build(tmp_path, model=base, model_init_kwargs={"dtype": "bfloat16"}, bf16=True)
     assert {p.dtype for p in np_parameters(trainer.model).values()} == {torch.float32}
     assert trainer.model.get_base_model().model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
@@ -348,7 +349,7 @@ def test_a_saved_adapter_loads_with_film_and_keeps_the_log_probs(tmp_path, film_
 
 
 def test_a_plain_adapter_is_not_taken_for_a_policy(tmp_path):
-    plain = get_peft_model(GemmaForCausalLM.from_pretrained(tiny_gemma(tmp_path / "base")), lora())
+    plain = get_peft_model(GemmaForCausalLM.from_pretrained(tiny_base(tmp_path / "base")), lora())
     plain.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="holds no FiLM: it was trained on a plain model"):
         load_policy(str(tmp_path / "adapter"))
@@ -382,7 +383,7 @@ def test_lora_in_the_trunk_is_refused(tmp_path):
 
 def test_a_plain_model_is_refused(tmp_path):
     with pytest.raises(TypeError, match="`model` is a GemmaForCausalLM, which has no FiLM.*Pass the path"):
-        build(tmp_path, model=GemmaForCausalLM.from_pretrained(tiny_gemma(tmp_path / "base")))
+        build(tmp_path, model=GemmaForCausalLM.from_pretrained(tiny_base(tmp_path / "base")))
 
 
 def test_an_architecture_without_film_is_refused(tmp_path):
@@ -432,3 +433,34 @@ def test_the_model_card_names_method_and_paper(tmp_path):
 def test_it_is_trls_trainer(tmp_path):
     assert issubclass(NPDPOTrainer, DPOTrainer)
     assert isinstance(build(tmp_path, peft_config=None).model, FiLMGemmaForCausalLM)
+
+
+@pytest.mark.parametrize("architecture", BASES)
+def test_every_decoder_trains_from_log_2_and_its_adapter_comes_back(tmp_path, architecture):
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base", architecture),
+        args=dpo_config(tmp_path / "out", max_steps=4),
+        train_dataset=style_rows(),
+        eval_dataset=style_rows(num_users=8, seed=1),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], layers_to_transform=[1, 2]),
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    assert isinstance(trainer.model.get_base_model(), POLICIES[architecture])
+    first, *others = losses(trainer)
+    assert first == pytest.approx(0.6931, abs=1e-4) and all(0 < loss < 1 for loss in others)
+    after = dict(trainer.model.named_parameters())
+    for part in ("lora_B", "film", "context_encoder"):
+        assert any(part in name and not torch.equal(after[name], before[name]) for name in before), part
+    assert {"eval_nc0_accuracy", "eval_nc2_accuracy", "eval_nc2_shuffled_accuracy"} <= trainer.evaluate().keys()
+
+    trainer.save_model(tmp_path / "adapter")
+    loaded = load_policy(str(tmp_path / "adapter")).eval()
+    tokens = torch.arange(3, 17).view(2, 7)
+    users = {"latents": torch.randn(2, CONTEXT_CONFIG["latent_size"])}
+    logits = trainer.model.eval()(tokens, **users).logits
+    torch.testing.assert_close(loaded(tokens, **users).logits, logits)
+    with loaded.disable_adapter():  # the reference policy
+        plain = BASES[architecture].from_pretrained(tmp_path / "base").eval()
+        assert torch.equal(loaded(tokens).logits, plain(tokens).logits)

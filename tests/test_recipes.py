@@ -16,7 +16,7 @@ from np_trl import simulate_users
 from np_trl.data.embeddings import text_id
 from np_trl.data.ultrafeedback import ultrafeedback_items
 
-from .testing_utils import ROOT, tiny_gemma, tiny_qwen2
+from .testing_utils import ROOT, tiny_base
 
 
 CONFIGS = ROOT / "examples" / "configs"
@@ -154,7 +154,7 @@ def run(recipe: str, cwd) -> list[float]:
 def test_the_recipe_trains_and_evaluates(tmp_path, recipe):
     settings = read(recipe)
     modes = ["helpfulness", "honesty", *(["truthfulness"] if "hht" in recipe else [])]
-    (tiny_qwen2 if "qwen" in recipe else tiny_gemma)(tmp_path / "base")
+    tiny_base(tmp_path / "base", "qwen2" if "qwen" in recipe else "gemma")
     write_data(tmp_path, modes)
     losses = run(recipe, tmp_path)
     assert len(losses) == 3 and np.isfinite(losses).all() and losses[0] == pytest.approx(np.log(2), abs=1e-4)
@@ -166,7 +166,7 @@ def test_the_recipe_trains_and_evaluates(tmp_path, recipe):
     assert 0 <= metrics["eval_nc10_shuffled_accuracy"] <= 1
 
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    film = json.loads((tmp_path / "out" / "film_config.json").read_text())["film_kwargs"]
+    film = adapter["film"]
     assert (adapter["r"], adapter["lora_alpha"]) == (settings["lora_r"], settings["lora_alpha"])
     assert film["context_config"]["embed_size"] == (32 if recipe in TRUNK else 8)
     with safe_open(tmp_path / "out" / "adapter_model.safetensors", framework="np") as file:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from .testing_utils import tiny_policy, tiny_qwen2_policy, tiny_reward_model, tiny_tokenizer, toy_context
+from .testing_utils import BASES, tiny_policy, tiny_reward_model, tiny_tokenizer, toy_context
 
 
 BLOCK = "import sys; sys.modules['np_trl'] = None\n"
@@ -17,16 +17,15 @@ def run_without_np_trl(code: str, tmp_path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("build", [tiny_policy, tiny_qwen2_policy])
-def test_a_policy_infers_and_writes(tmp_path, build):
-    model, tokenizer = build(tmp_path / "base"), tiny_tokenizer()
+@pytest.mark.parametrize("architecture", BASES)
+def test_a_policy_infers_and_writes(tmp_path, architecture):
+    model, tokenizer = tiny_policy(tmp_path / "base", architecture), tiny_tokenizer()
     model.model.context_encoder.standardizer.fit([torch.randn(50, 32)])
     model.save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
     pairs = [{"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"}] * 3
-    context = model.embed_pairs(pairs, tokenizer)
-    latents = model.infer_latents(context, torch.ones(1, 3))
-    inputs = tokenizer("How do I fix the lamp?", return_tensors="pt", return_token_type_ids=False)
+    latents = model.infer_user(pairs, tokenizer)
+    inputs = tokenizer("How do I fix the lamp?", return_tensors="pt")
     outputs = model.generate(**inputs, latents=latents, do_sample=False, max_new_tokens=8)
     names = {"model_type": type(model.config).model_type, "backbone": type(model.model).__name__}
     torch.save({"pairs": pairs, "latents": latents, "outputs": outputs, **names}, tmp_path / "expected.pt")
@@ -39,10 +38,9 @@ tokenizer = AutoTokenizer.from_pretrained("policy", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("policy", trust_remote_code=True)
 assert AutoConfig.from_pretrained("policy", trust_remote_code=True).model_type == expected["model_type"]
 assert type(AutoModel.from_pretrained("policy", trust_remote_code=True)).__name__ == expected["backbone"]
-context = model.embed_pairs(expected["pairs"], tokenizer)
-latents = model.infer_latents(context, torch.ones(1, 3))
+latents = model.infer_user(expected["pairs"], tokenizer)
 torch.testing.assert_close(latents, expected["latents"])
-inputs = tokenizer("How do I fix the lamp?", return_tensors="pt", return_token_type_ids=False)
+inputs = tokenizer("How do I fix the lamp?", return_tensors="pt")
 outputs = model.generate(**inputs, latents=latents, do_sample=False, max_new_tokens=8)
 assert torch.equal(outputs, expected["outputs"])
 """,

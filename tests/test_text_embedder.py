@@ -13,7 +13,7 @@ from np_trl.models.layers import pool_tokens
 from np_trl.models.text_embedder import KINDS, TextEmbedder
 
 from .test_examples import run
-from .testing_utils import embedded_rows, style_rows, tiny_gemma, tiny_reward_model
+from .testing_utils import embedded_rows, style_rows, tiny_base, tiny_reward_model
 
 
 TEXTS = ["so it goes", "a", "ask a buddy or take it slow", "take it slow"]
@@ -55,7 +55,7 @@ def test_texts_of_a_batch_are_embedded_as_they_are_alone(tmp_path, pooling, padd
 
 
 def test_a_language_model_embeds_by_its_last_token(tmp_path):
-    path, texts = tiny_gemma(tmp_path), ["How do I fix the bike?", " take it slow"]
+    path, texts = tiny_base(tmp_path), ["How do I fix the bike?", " take it slow"]
     embeds = TextEmbedder(path, pooling="last", max_length=128).embed(texts)
     expected = torch.stack([hidden_states_alone(path, text)[-1] for text in texts])
     torch.testing.assert_close(embeds, expected)
@@ -98,7 +98,7 @@ def test_nothing_is_loaded_before_the_first_text():
 def test_the_texts_of_options_are_those_that_a_table_of_embeddings_holds(tmp_path, kind):
     pairs = style_rows(num_users=1, pairs_per_user=2)
     options = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
-    embedder = TextEmbedder(tiny_gemma(tmp_path), kind=kind, max_length=128)
+    embedder = TextEmbedder(tiny_base(tmp_path), kind=kind, max_length=128)
     texts = {
         text if kind == "response" else pair["prompt"] + "\n" + text
         for pair in pairs
@@ -116,7 +116,7 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content
 
 def chat_gemma(path) -> str:
     """Save a tiny Gemma whose tokenizer has a chat template, and return its path."""
-    tiny_gemma(path)
+    tiny_base(path)
     tokenizer = AutoTokenizer.from_pretrained(path, chat_template=TEMPLATE)
     tokenizer.save_pretrained(path)
     return str(path)
@@ -153,7 +153,7 @@ def test_a_chat_template_is_for_options_with_their_prompts(tmp_path):
     with pytest.raises(ValueError, match="Call `embed_options`"):
         TextEmbedder(chat_gemma(tmp_path / "chat"), **settings).embed(["a"])
     with pytest.raises(ValueError, match="has no chat template. Set `chat_template=False`"):
-        TextEmbedder(tiny_gemma(tmp_path / "base"), **settings).embed_options([{"prompt": "a", "completion": "b"}])
+        TextEmbedder(tiny_base(tmp_path / "base"), **settings).embed_options([{"prompt": "a", "completion": "b"}])
 
 
 def test_the_text_of_an_option_is_that_of_the_data(tmp_path):
@@ -174,7 +174,7 @@ def test_a_conversation_is_scored_as_its_text_is(tmp_path):
 
 
 def test_the_embedder_runs_in_the_precision_that_is_asked_for(tmp_path):
-    path = tiny_gemma(tmp_path, torch.bfloat16)
+    path = tiny_base(tmp_path, torch.bfloat16)
     options = [{"completion": text} for text in TEXTS]
     embeds = {
         dtype: TextEmbedder(path, max_length=128, dtype=dtype).embed_options(options, batch_size=2)

@@ -5,22 +5,34 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoTokenizer, GemmaConfig, GemmaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-from np_trl import (
-    FiLMGemmaForCausalLM,
-    FiLMQwen2ForCausalLM,
-    NPDPOConfig,
-    NPRewardConfig,
-    NPRewardModel,
-    NPRewardModelConfig,
+from transformers import (
+    AutoTokenizer,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    GemmaForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
 )
+
+from np_trl import NPDPOConfig, NPRewardConfig, NPRewardModel, NPRewardModelConfig
 from np_trl.data import style_population
 from np_trl.data.style_population import split_prompts
+from np_trl.trainer.policy import POLICIES
 
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE_GEMMA = str(ROOT / "examples" / "style_gemma")
+BASES = {
+    "gemma": GemmaForCausalLM,
+    "gemma2": Gemma2ForCausalLM,
+    "gemma3_text": Gemma3ForCausalLM,
+    "llama": LlamaForCausalLM,
+    "mistral": MistralForCausalLM,
+    "qwen2": Qwen2ForCausalLM,
+    "qwen3": Qwen3ForCausalLM,
+}
 CONTEXT_CONFIG = {"hidden_size": 16, "latent_size": 12, "memory_size": 8}
 
 
@@ -28,44 +40,8 @@ def tiny_tokenizer():
     return AutoTokenizer.from_pretrained(STYLE_GEMMA)
 
 
-def tiny_gemma(path, dtype: torch.dtype = torch.float32) -> str:
-    """Save a random Gemma of 3 layers and return its path."""
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    config = GemmaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    GemmaForCausalLM(config).to(dtype).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
-
-
-def tiny_policy(path, film: bool = True, **kwargs) -> FiLMGemmaForCausalLM:
-    """A FiLM Gemma on the tiny one; with `film`, one whose modulation has been moved away from the identity."""
-    model = FiLMGemmaForCausalLM.from_pretrained(tiny_gemma(path), context_config=CONTEXT_CONFIG, **kwargs).eval()
-    return move_film(model) if film else model
-
-
-def move_film(model):
-    """Move the modulation of a policy away from the identity."""
-    torch.manual_seed(1)
-    torch.nn.init.normal_(model.model.film.weight, std=0.2)
-    torch.nn.init.normal_(model.model.film.bias, std=0.2)
-    return model
-
-
-def tiny_qwen2(path, dtype: torch.dtype = torch.float32, **kwargs) -> str:
-    """Save a random Qwen2 of 3 layers and return its path."""
+def tiny_base(path, architecture: str = "gemma", dtype: torch.dtype = torch.float32, **kwargs) -> str:
+    """Save a random decoder of 3 layers and return its path."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     fields = {
@@ -75,21 +51,28 @@ def tiny_qwen2(path, dtype: torch.dtype = torch.float32, **kwargs) -> str:
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": 8,
         "max_position_embeddings": 128,
-        "tie_word_embeddings": True,  # as in Qwen2.5-1.5B
+        "tie_word_embeddings": True,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
     }
-    Qwen2ForCausalLM(Qwen2Config(**{**fields, **kwargs})).to(dtype).save_pretrained(path)
+    base_class = BASES[architecture]
+    base_class(base_class.config_class(**{**fields, **kwargs})).to(dtype).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
 
 
-def tiny_qwen2_policy(path, film: bool = True, **kwargs) -> FiLMQwen2ForCausalLM:
-    """A FiLM Qwen2 on the tiny one; with `film`, one whose modulation has been moved away from the identity."""
-    model = FiLMQwen2ForCausalLM.from_pretrained(tiny_qwen2(path), context_config=CONTEXT_CONFIG, **kwargs).eval()
-    return move_film(model) if film else model
+def tiny_policy(path, architecture: str = "gemma", film: bool = True, dtype: torch.dtype = torch.float32, **kwargs):
+    """FiLM on the tiny base; with `film`, its modulation has been moved away from the identity."""
+    base = tiny_base(path, architecture)
+    model = POLICIES[architecture].from_pretrained(base, context_config=CONTEXT_CONFIG, dtype=dtype, **kwargs).eval()
+    if film:
+        torch.manual_seed(1)
+        torch.nn.init.normal_(model.model.film.weight, std=0.2)
+        torch.nn.init.normal_(model.model.film.bias, std=0.2)
+    return model
 
 
 def tiny_reward_model(embed_size: int = 6, **kwargs) -> NPRewardModel:

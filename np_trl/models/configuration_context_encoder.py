@@ -1,7 +1,6 @@
 """Configuration of the context encoder, shared by the reward model and the policy."""
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, strict
 
 
 PAIR_FEATURES = ("difference_sum", "concatenation")

@@ -1,20 +1,24 @@
 """The fields that FiLM adds to the configuration of a decoder, whichever it is."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
+from .checkpoint_format import FORMAT_VERSION, check_format
 from .configuration_context_encoder import ContextEncoderConfig
 
 
 FILM_SITES = ("block", "attention")
 OPTION_POOLINGS = ("mean", "last")
+CONTEXT_SOURCES = ("trunk", "columns")
+# what a saved policy says of its FiLM
+FILM_FIELDS = ("film_site", "context_layer", "option_pooling", "context_source", "context_config")
 
 
 # a dataclass of its own: only then do the fields reach the configurations that mix it in
 @dataclass(kw_only=True, repr=False, eq=False)
 class FiLMConfigMixin:
     r"""
-    Mix into the configuration of a decoder, before it. The class names its files in `film_auto_map`.
+    Mix into the configuration of a decoder, before it: `FiLM{Name}Config` with the `model_type` `film_{name}`, in a file of
+    that name, as the models are.
 
     Args:
         film_site (`str`, *optional*, defaults to `"block"`):
@@ -25,36 +29,77 @@ class FiLMConfigMixin:
             not set.
         option_pooling (`str`, *optional*, defaults to `"mean"`):
             How the hidden states of a completion become one embedding: `"mean"` over its tokens, or its `"last"`.
+        context_source (`str`, *optional*, defaults to `"trunk"`):
+            What embeds the users' options: the `"trunk"`, or another model, whose embeddings are `"columns"` of the data.
         context_config (`dict` or [`ContextEncoderConfig`], *optional*):
             The context encoder. Its `embed_size` is the hidden size if not set, as for embeddings from the trunk.
+        format_version (`int`, *optional*):
+            The format that the model was saved in.
     """
 
-    film_auto_map: ClassVar[dict[str, str]]
     sub_configs = {"context_config": ContextEncoderConfig}
 
     film_site: str = "block"
     context_layer: int | None = None
     option_pooling: str = "mean"
+    context_source: str = "trunk"
     context_config: dict | ContextEncoderConfig | None = None
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
+        check_format(self.format_version)
         if self.context_config is None or isinstance(self.context_config, dict):
             fields = {"embed_size": self.hidden_size, **(self.context_config or {})}
             self.context_config = ContextEncoderConfig(**fields)
         if self.context_layer is None:
             self.context_layer = self.num_hidden_layers // 2
-        # the file that holds each class, for whoever loads the model without np_trl
-        kwargs.setdefault("auto_map", dict(self.film_auto_map))
+        kwargs.setdefault("auto_map", self._auto_map())
         super().__post_init__(**kwargs)
         self._check_film()
 
-    def _check_film(self) -> None:
-        if self.film_site not in FILM_SITES:
-            raise ValueError(f"`film_site={self.film_site!r}` is unknown. Choose one of {list(FILM_SITES)}.")
-        if self.option_pooling not in OPTION_POOLINGS:
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """
+        Make a configuration of what a file says: that of a policy, or of a plain decoder of the same type.
+
+        Raises:
+            `ValueError`: if it is one of another decoder, or a policy's without its FiLM fields.
+        """
+        plain_type = super().model_type
+        model_type = config_dict.get("model_type", plain_type)
+        if model_type not in (cls.model_type, plain_type):
             raise ValueError(
-                f"`option_pooling={self.option_pooling!r}` is unknown. Choose one of {list(OPTION_POOLINGS)}."
+                f"This is the configuration of a {model_type!r}, but {cls.__name__} takes a {cls.model_type!r} or a "
+                f"{plain_type!r}. Take the class of that decoder: `NPDPOTrainer` and `load_policy` choose it."
             )
+        missing = [field for field in FILM_FIELDS if field not in config_dict]
+        if model_type == cls.model_type and missing:
+            raise ValueError(
+                f"This configuration of a {model_type!r} has no {missing}, so its FiLM and context encoder are unknown. "
+                "Take the `config.json` that was saved with the weights."
+            )
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._check_film()  # what `kwargs` set after it was made
+        return loaded
+
+    def _auto_map(self) -> dict[str, str]:
+        """The file that holds each class, for whoever loads the model without np_trl."""
+        name = type(self).__name__.removesuffix("Config")
+        return {
+            "AutoConfig": f"configuration_{self.model_type}.{name}Config",
+            "AutoModel": f"modeling_{self.model_type}.{name}Model",
+            "AutoModelForCausalLM": f"modeling_{self.model_type}.{name}ForCausalLM",
+        }
+
+    def _check_film(self) -> None:
+        for field, allowed in (
+            ("film_site", FILM_SITES),
+            ("option_pooling", OPTION_POOLINGS),
+            ("context_source", CONTEXT_SOURCES),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"`{field}={value!r}` is unknown. Choose one of {list(allowed)}.")
         if not 0 <= self.context_layer < self.num_hidden_layers:
             raise ValueError(
                 f"`context_layer={self.context_layer}` must lie between 0 and {self.num_hidden_layers - 1}: the trunk "

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, strict
 
+from .checkpoint_format import FORMAT_VERSION, check_format
 from .configuration_context_encoder import ContextEncoderConfig
 from .text_embedder import TextEmbedder
 
@@ -39,6 +39,8 @@ class NPRewardModelConfig(PreTrainedConfig):
         embedder (`dict`, *optional*):
             What embeds texts, as the training set was embedded: the arguments of a [`TextEmbedder`]. Without it the model
             takes embeddings alone.
+        format_version (`int`, *optional*):
+            The format that the model was saved in.
     """
 
     model_type = "np_reward"
@@ -54,8 +56,10 @@ class NPRewardModelConfig(PreTrainedConfig):
     option_ids: list[str] | None = None
     option_dropout: float | int = 0.1
     embedder: dict | None = None
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
+        check_format(self.format_version)
         if self.context_config is None or isinstance(self.context_config, dict):
             fields = {**(self.context_config or {}), "embed_size": self.embed_size}
             self.context_config = ContextEncoderConfig(**fields)

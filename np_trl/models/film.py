@@ -11,9 +11,8 @@ from torch import nn
 
 from .context_encoder import ContextEncoder
 from .layers import pool_tokens
-
-
-SIDES = ("chosen", "rejected")
+from .text_context import TextContextMixin
+from .weights import WholeWeightsMixin
 
 
 class FiLM(nn.Module):
@@ -108,8 +107,10 @@ class FiLMDecoderLayerMixin:
         return modulate(super().forward(hidden_states, *args, **kwargs), film)
 
 
-class FiLMInitMixin:
+class FiLMInitMixin(WholeWeightsMixin):
     """Mix into a model that holds a [`ContextEncoder`] and [`FiLM`], which initialise themselves."""
+
+    _may_add = ("context_encoder", "film")  # a plain decoder has all the rest
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -242,8 +243,16 @@ def _check_rows(film: torch.Tensor, batch_size: int) -> None:
         )
 
 
-class FiLMForCausalLMMixin(FiLMInitMixin):
-    """Mix into a causal LM. The class names its backbone, one with [`FiLMModelMixin`], in `model_class`."""
+class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
+    """
+    Mix into a causal LM. The class names its backbone, one with [`FiLMModelMixin`], in `model_class`.
+
+    Example:
+    ```python
+    >>> latents = model.infer_user(pairs, tokenizer)  # (1, Z)
+    >>> model.generate(**tokenizer("How do I fix the bike?", return_tensors="pt"), latents=latents)
+    ```
+    """
 
     model_class: type[nn.Module]
 
@@ -302,27 +311,3 @@ class FiLMForCausalLMMixin(FiLMInitMixin):
     ) -> torch.Tensor:
         """Embed options `(B, H)` with the trunk: [`FiLMModelMixin.embed_options`]."""
         return self.model.embed_options(input_ids, attention_mask, completion_mask)
-
-    def embed_pairs(self, pairs: list[dict], tokenizer) -> torch.Tensor:
-        """
-        Embed a user's choices, given as text, with the trunk.
-
-        Args:
-            pairs (`list[dict]`):
-                C preference pairs with the keys `prompt`, `chosen` and `rejected`.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The policy's tokenizer.
-
-        Returns:
-            `torch.Tensor` of shape `(1, C, 2, H)`: the user's context set, for `infer_latents`.
-        """
-        embeds = [self._embed_text(pair["prompt"], pair[side], tokenizer) for pair in pairs for side in SIDES]
-        return torch.stack(embeds).view(1, len(pairs), 2, -1)
-
-    def _embed_text(self, prompt: str, completion: str, tokenizer) -> torch.Tensor:
-        text = prompt + completion
-        text = text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
-        input_ids = torch.tensor([tokenizer(text)["input_ids"]], device=self.device)  # (1, T)
-        completion_mask = torch.ones_like(input_ids)
-        completion_mask[:, : len(tokenizer(prompt)["input_ids"])] = 0
-        return self.embed_options(input_ids, torch.ones_like(input_ids), completion_mask)[0]

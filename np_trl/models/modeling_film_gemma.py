@@ -16,13 +16,7 @@ class FiLMGemmaDecoderLayer(FiLMDecoderLayerMixin, GemmaDecoderLayer):
 
 
 class FiLMGemmaModel(FiLMModelMixin, GemmaModel):
-    """
-    Gemma's backbone, modulated by a latent in every layer. See [`FiLMModelMixin`] for its arguments.
-
-    Args:
-        config ([`FiLMGemmaConfig`]):
-            Sizes and variant.
-    """
+    """Gemma's backbone, modulated by a latent in every layer: [`FiLMModelMixin`]."""
 
     config_class = FiLMGemmaConfig
     layer_class = FiLMGemmaDecoderLayer
@@ -30,20 +24,7 @@ class FiLMGemmaModel(FiLMModelMixin, GemmaModel):
 
 
 class FiLMGemmaForCausalLM(FiLMForCausalLMMixin, GemmaForCausalLM):
-    """
-    Gemma that writes for a user: `model.generate(**inputs, latents=latents)` with one latent a row.
-
-    Args:
-        config ([`FiLMGemmaConfig`]):
-            Sizes and variant.
-
-    Example:
-    ```python
-    >>> context_embeds = model.embed_pairs(pairs, tokenizer)  # (1, C, 2, E)
-    >>> latents = model.infer_latents(context_embeds, torch.ones(context_embeds.shape[:2]))  # (1, Z)
-    >>> model.generate(**tokenizer("How do I fix the bike?", return_tensors="pt"), latents=latents)
-    ```
-    """
+    """Gemma that writes for a user: [`FiLMForCausalLMMixin`]."""
 
     config_class = FiLMGemmaConfig
     model_class = FiLMGemmaModel

@@ -16,13 +16,7 @@ class FiLMQwen2DecoderLayer(FiLMDecoderLayerMixin, Qwen2DecoderLayer):
 
 
 class FiLMQwen2Model(FiLMModelMixin, Qwen2Model):
-    """
-    Qwen2's backbone, modulated by a latent in every layer. See [`FiLMModelMixin`] for its arguments.
-
-    Args:
-        config ([`FiLMQwen2Config`]):
-            Sizes and variant.
-    """
+    """Qwen2's backbone, modulated by a latent in every layer: [`FiLMModelMixin`]."""
 
     config_class = FiLMQwen2Config
     layer_class = FiLMQwen2DecoderLayer
@@ -30,20 +24,7 @@ class FiLMQwen2Model(FiLMModelMixin, Qwen2Model):
 
 
 class FiLMQwen2ForCausalLM(FiLMForCausalLMMixin, Qwen2ForCausalLM):
-    """
-    Qwen2 that writes for a user: `model.generate(**inputs, latents=latents)` with one latent a row.
-
-    Args:
-        config ([`FiLMQwen2Config`]):
-            Sizes and variant.
-
-    Example:
-    ```python
-    >>> context_embeds = model.embed_pairs(pairs, tokenizer)  # (1, C, 2, E)
-    >>> latents = model.infer_latents(context_embeds, torch.ones(context_embeds.shape[:2]))  # (1, Z)
-    >>> model.generate(**tokenizer("How do I fix the bike?", return_tensors="pt"), latents=latents)
-    ```
-    """
+    """Qwen2 that writes for a user: [`FiLMForCausalLMMixin`]."""
 
     config_class = FiLMQwen2Config
     model_class = FiLMQwen2Model

@@ -19,6 +19,7 @@ from .context_encoder import ContextEncoder
 from .layers import OptionVectors, SkipMLP, Standardizer
 from .reward_head import RewardHead, add_reward
 from .text_scoring import TextScoringMixin
+from .weights import WholeWeightsMixin
 
 
 @dataclass
@@ -41,7 +42,7 @@ class NPRewardOutput(ModelOutput):
     target_moments: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-class NPRewardModel(TextScoringMixin, PreTrainedModel):
+class NPRewardModel(TextScoringMixin, WholeWeightsMixin, PreTrainedModel):
     """
     Reward of embedded options for users given by a context set (NP-BTL), or for one population (BTL, DPL). Texts are
     scored through the embedder that the config names: [`TextScoringMixin`].

@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.configuration_utils import strict
 
 from .layers import pool_tokens
 

@@ -5,10 +5,8 @@ from functools import cached_property
 
 import torch
 
+from .pairs import SIDES, check_pairs
 from .text_embedder import TextEmbedder, plain_text
-
-
-SIDES = ("chosen", "rejected")
 
 
 class TextScoringMixin:
@@ -130,10 +128,7 @@ def _text_id(text: str) -> str:
 
 def _options_of(pairs: list[dict]) -> list[dict]:
     """The 2C options of pairs: chosen and rejected of the first, then of the second, ..."""
-    for index, pair in enumerate(pairs):
-        missing = [side for side in SIDES if side not in pair]
-        if missing:
-            raise ValueError(f"Pair {index} has no {missing}. Each pair needs {list(SIDES)}.")
+    check_pairs(pairs, SIDES)
     return [
         {**pair, "completion": pair[side], "option_id": pair.get(f"{side}_option_id")}
         for pair in pairs

@@ -4,7 +4,7 @@ import copy
 
 import torch
 from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
@@ -15,6 +15,7 @@ from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.data.validation import check_embeddings
 from np_trl.models import ContextEncoder
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
+from np_trl.trainer.film_adapter import FiLMPeftModel
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import (
     NP_MODULES,
@@ -22,7 +23,6 @@ from np_trl.trainer.policy import (
     check_trunk,
     create_policy,
     freeze_trunk,
-    mark_adapter,
     np_parameters,
     upcast_np_parameters,
 )
@@ -97,9 +97,14 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             peft_config=_with_np_modules(peft_config),
             **kwargs,
         )
+        if isinstance(self.model, PeftModel):
+            FiLMPeftModel.adopt(self.model)
         upcast_np_parameters(self.model)
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
+        columns = self.train_dataset.column_names or []  # of an iterable dataset: tasks, whose contexts are embedded
+        embedded = isinstance(self.train_dataset, IterableDataset) or not set(EMBED_COLUMNS).isdisjoint(columns)
+        self.accelerator.unwrap_model(self.model).config.context_source = "columns" if embedded else "trunk"
         self.data_collator = ContextualCollator(TokenTargets(self.data_collator), args.task_sampling)
         self._set_up_contexts()
 
@@ -239,12 +244,6 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         optimizer.param_groups[:] = [group for group in groups if group["params"]]
         return optimizer
 
-    # Override: an adapter knows only its base, which may be plain; FiLM must not be lost.
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
-            mark_adapter(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
-
 
 def _create_model(path: str, args: NPDPOConfig, train_dataset, quantization_config) -> PreTrainedModel:
     """Load the policy with the arguments that TRL would load it with, and with the size of the embedding columns."""
@@ -273,5 +272,6 @@ def _with_np_modules(peft_config: PeftConfig | None) -> PeftConfig | None:
     if peft_config is None:
         return None
     peft_config = copy.deepcopy(peft_config)
+    peft_config.task_type = peft_config.task_type or TaskType.CAUSAL_LM
     peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *NP_MODULES]))
     return peft_config

@@ -1,40 +1,63 @@
 """Policies from paths: FiLM on the base model that a path holds, and checks of what was loaded."""
 
-import json
-import os
-
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel, PeftModelForCausalLM
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
-from np_trl.models import FiLMGemmaForCausalLM, FiLMQwen2ForCausalLM
+from np_trl.models import (
+    FiLMGemma2ForCausalLM,
+    FiLMGemma3ForCausalLM,
+    FiLMGemmaForCausalLM,
+    FiLMLlamaForCausalLM,
+    FiLMMistralForCausalLM,
+    FiLMQwen2ForCausalLM,
+    FiLMQwen3ForCausalLM,
+)
+from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import FiLM, FiLMForCausalLMMixin
+from np_trl.trainer.film_adapter import is_adapter, load_adapter, read_adapter
 
 
-# base architecture -> the same with FiLM
-_POLICIES = {
+# type of a base model -> the same with FiLM
+POLICIES = {
     "gemma": FiLMGemmaForCausalLM,
-    "film_gemma": FiLMGemmaForCausalLM,
+    "gemma2": FiLMGemma2ForCausalLM,
+    "gemma3_text": FiLMGemma3ForCausalLM,
+    "llama": FiLMLlamaForCausalLM,
+    "mistral": FiLMMistralForCausalLM,
     "qwen2": FiLMQwen2ForCausalLM,
-    "film_qwen2": FiLMQwen2ForCausalLM,
+    "qwen3": FiLMQwen3ForCausalLM,
 }
 
 NP_MODULES = ("context_encoder", "film")
 
-# the `peft_type` of a saved adapter with FiLM, which PEFT names when it refuses it
-FILM_ADAPTER = "LORA with FiLM: load it with np_trl.load_policy"
+# what says where on the Hub, for the configuration as for the weights
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
-def load_policy(path: str, **kwargs) -> PreTrainedModel | PeftModel:
+def load_policy(
+    path: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    base_model: str | None = None,
+    **kwargs,
+) -> PreTrainedModel | PeftModel:
     """
     Load a policy: a merged one, or an adapter with FiLM and context encoder on its base model.
 
     Args:
         path (`str`):
-            Directory or Hub name of a merged policy, or directory of an adapter.
+            Directory or Hub name of a merged policy or of an adapter.
+        revision (`str`, *optional*):
+            Branch, tag or commit of `path` on the Hub.
+        token (`str` or `bool`, *optional*):
+            Token for the Hub.
+        base_model (`str`, *optional*):
+            Directory or Hub name of the base of an adapter, where it is not where it was in training. It must have the
+            same weights.
         kwargs:
             Passed to `from_pretrained` of the model.
 
@@ -42,11 +65,26 @@ def load_policy(path: str, **kwargs) -> PreTrainedModel | PeftModel:
         A causal LM with FiLM, inside a [`~peft.PeftModel`] if `path` holds an adapter.
 
     Raises:
-        `ValueError`: if the architecture has no FiLM version, or an adapter holds no FiLM weights.
+        `ValueError`: if the architecture has no FiLM version, an adapter holds no FiLM weights or belongs to another base,
+        or the model is newer than this code.
+        `OSError`: if there are no safetensors, or they are not whole.
+
+    Example:
+    ```python
+    >>> policy = load_policy("user/np_dpo_style")
+    >>> policy.generate(**inputs, latents=policy.infer_user(pairs, tokenizer))
+    ```
     """
-    if os.path.exists(os.path.join(path, "adapter_config.json")):
-        return _load_adapter(path, **kwargs)
-    return create_policy(path, **kwargs)
+    source = {"revision": revision, "token": token}
+    if not is_adapter(path, **source):
+        return create_policy(path, **source, **kwargs)
+    adapter, film = read_adapter(path, **source)
+    fields = {field: film[field] for field in FILM_FIELDS}
+    base_revision = adapter.revision if base_model is None else None
+    base = create_policy(
+        base_model or adapter.base_model_name_or_path, fields, revision=base_revision, token=token, **kwargs
+    )
+    return load_adapter(base, path, adapter, film, **source)
 
 
 def create_policy(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTrainedModel:
@@ -64,12 +102,17 @@ def create_policy(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTr
     Raises:
         `ValueError`: if the architecture has no FiLM version.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=kwargs.get("trust_remote_code", False))
-    if config.model_type not in _POLICIES:
+    source = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+    fields, _ = PreTrainedConfig.get_config_dict(path, **source)
+    policies = POLICIES | {policy.config_class.model_type: policy for policy in POLICIES.values()}
+    policy = policies.get(fields.get("model_type"))
+    if policy is None:
         raise ValueError(
-            f"{path!r} is a model of type {config.model_type!r}, which has no FiLM version. Supported: {list(_POLICIES)}."
+            f"{path!r} is a model of type {fields.get('model_type')!r}, which has no FiLM version. Supported: "
+            f"{sorted(POLICIES)}."
         )
-    return create_model_from_path(path, _POLICIES[config.model_type], **kwargs, **(film_kwargs or {}))
+    config = policy.config_class.from_dict(fields, **(film_kwargs or {}))
+    return create_model_from_path(path, policy, config=config, **kwargs)
 
 
 def check_policy(model: nn.Module) -> None:
@@ -78,12 +121,18 @@ def check_policy(model: nn.Module) -> None:
 
     Raises:
         `TypeError`: if it has no FiLM.
+        `ValueError`: if it has an adapter that would not train or save FiLM.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, FiLMForCausalLMMixin):
         raise TypeError(
             f"`model` is a {type(base).__name__}, which has no FiLM: it would ignore the context. Pass the path of the "
             "base model, or load it with `np_trl.load_policy`."
+        )
+    if isinstance(model, PeftModel) and not isinstance(model, PeftModelForCausalLM):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}: its adapter has `task_type={model.active_peft_config.task_type!r}`. "
+            'Create it with `task_type="CAUSAL_LM"`.'
         )
     film = base.model.film
     if isinstance(model, PeftModel) and isinstance(film, FiLM):
@@ -136,50 +185,3 @@ def upcast_np_parameters(model: nn.Module) -> None:
     """Keep the context encoder and FiLM in float32, whatever the dtype of the base model."""
     for parameter in np_parameters(model).values():
         parameter.data = parameter.data.to(torch.float32)
-
-
-def mark_adapter(model: PeftModel, path: str) -> None:
-    """
-    Write what FiLM was added to the base beside a saved adapter, and keep the adapter from being loaded without it.
-
-    PEFT loads such an adapter into the plain base and drops FiLM without a word. It does refuse adapters of a type that
-    it does not know, so the adapter's type becomes one that says how to load it.
-
-    Args:
-        model ([`~peft.PeftModel`]):
-            The policy.
-        path (`str`):
-            Directory of the adapter.
-    """
-    config = model.get_base_model().config
-    adapter = _read_json(path, "adapter_config.json")
-    fields = {
-        "film_site": config.film_site,
-        "context_layer": config.context_layer,
-        "option_pooling": config.option_pooling,
-        "context_config": config.context_config.to_diff_dict(),
-    }
-    _write_json({"peft_type": adapter["peft_type"], "film_kwargs": fields}, path, "film_config.json")
-    _write_json({**adapter, "peft_type": FILM_ADAPTER}, path, "adapter_config.json")
-
-
-def _load_adapter(path: str, **kwargs) -> PeftModel:
-    if not os.path.exists(os.path.join(path, "film_config.json")):
-        raise ValueError(
-            f"The adapter in {path!r} holds no FiLM: it was trained on a plain model. Load it with "
-            "`AutoPeftModelForCausalLM`, or train one with `NPDPOTrainer`."
-        )
-    film = _read_json(path, "film_config.json")
-    adapter = PeftConfig.from_peft_type(**{**_read_json(path, "adapter_config.json"), "peft_type": film["peft_type"]})
-    base = create_policy(adapter.base_model_name_or_path, film["film_kwargs"], **kwargs)
-    return PeftModel.from_pretrained(base, path, config=adapter)
-
-
-def _read_json(path: str, name: str) -> dict:
-    with open(os.path.join(path, name), encoding="utf-8") as file:
-        return json.load(file)
-
-
-def _write_json(content: dict, path: str, name: str) -> None:
-    with open(os.path.join(path, name), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=True)

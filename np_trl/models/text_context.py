@@ -1,0 +1,109 @@
+"""Context sets given as text: what a policy adds to its context encoder, with the trunk as the embedder."""
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from .pairs import SIDES, check_pairs
+
+
+class TextContextMixin:
+    """Mix into a policy that has `infer_latents` and `embed_options`."""
+
+    def embed_pairs(self, pairs: list[dict], tokenizer) -> torch.Tensor:
+        """
+        Embed a user's choices, given as text, with the trunk. Tokens are those of training.
+
+        Args:
+            pairs (`list[dict]`):
+                C preference pairs with `prompt`, `chosen` and `rejected`: strings, or conversations (lists of messages
+                with `role` and `content`).
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The policy's tokenizer.
+
+        Returns:
+            `torch.Tensor` of shape `(1, C, 2, H)`: the user's context set, for `infer_latents`.
+
+        Raises:
+            `ValueError`: if there are no pairs, or a pair lacks a part.
+        """
+        if not pairs:
+            raise ValueError("`pairs` is empty. Pass at least one pair, or call `infer_user`, which takes none too.")
+        check_pairs(pairs, ("prompt", *SIDES))
+        tokenized = [tokenize_pair(pair, tokenizer) for pair in pairs]
+        options = [option for _, *options in tokenized for option in options]  # 2C
+        starts = torch.tensor([[start] * len(SIDES) for start, *_ in tokenized]).view(-1, 1)  # (2C, 1)
+        input_ids = pad_sequence([torch.tensor(option) for option in options], batch_first=True)  # (2C, T)
+        lengths = torch.tensor([len(option) for option in options]).unsqueeze(1)  # (2C, 1)
+        positions = torch.arange(input_ids.shape[1])
+        attention_mask = (positions < lengths).long()
+        completion_mask = attention_mask * (positions >= starts)
+        embeds = self.embed_options(*(x.to(self.device) for x in (input_ids, attention_mask, completion_mask)))
+        return embeds.view(1, len(pairs), len(SIDES), -1)
+
+    @torch.no_grad()
+    def infer_user(self, pairs: list[dict], tokenizer) -> torch.Tensor:
+        """
+        Infer the latent of a user from choices given as text.
+
+        Args:
+            pairs (`list[dict]`):
+                C preference pairs as in [`TextContextMixin.embed_pairs`]; none for a user without choices.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The policy's tokenizer.
+
+        Returns:
+            `torch.Tensor` of shape `(1, Z)`, for `latents` of `generate`: `latents.expand(B, -1)` for B prompts.
+
+        Raises:
+            `ValueError`: if a pair lacks a part, or another model embeds the policy's options.
+        """
+        if self.config.context_source != "trunk":
+            raise ValueError(
+                f"This policy has `context_source={self.config.context_source!r}`: another model embedded the options of "
+                "its training set. Embed them with it, and call `infer_latents`."
+            )
+        if not pairs:
+            nothing = torch.zeros(1, 1, len(SIDES), self.config.context_config.embed_size, device=self.device)
+            return self.infer_latents(nothing, torch.zeros(1, 1, dtype=torch.bool, device=self.device))
+        mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
+        return self.infer_latents(self.embed_pairs(pairs, tokenizer), mask)
+
+
+def tokenize_pair(pair: dict, tokenizer) -> tuple[int, list[int], list[int]]:
+    """
+    Tokenise a preference pair as TRL's DPO trainer does.
+
+    Args:
+        pair (`dict`):
+            `prompt`, `chosen` and `rejected`: strings, or conversations.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+
+    Returns:
+        `tuple[int, list[int], list[int]]`: where the completions start, and the tokens of the prompt with each of them.
+    """
+    prompt = pair["prompt"]
+    if isinstance(prompt, str):
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        texts = [prompt + _with_eos(pair[side], tokenizer.eos_token) for side in SIDES]
+        chosen_ids, rejected_ids = tokenizer(texts)["input_ids"]
+    else:
+        prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        chosen_ids, rejected_ids = (
+            tokenizer.apply_chat_template(prompt + pair[side], return_dict=False) for side in SIDES
+        )
+    # tokens may merge where the prompt ends: the completions start where they differ from it
+    start = min(_common_length(prompt_ids, option_ids) for option_ids in (chosen_ids, rejected_ids))
+    return start, chosen_ids, rejected_ids
+
+
+def _with_eos(text: str, eos_token: str) -> str:
+    return text if text.endswith(eos_token) else text + eos_token
+
+
+def _common_length(first: list[int], second: list[int]) -> int:
+    """Number of tokens that two sequences start with alike."""
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return index
+    return min(len(first), len(second))
