@@ -174,7 +174,7 @@ def test_a_conversation_is_scored_as_its_text_is(tmp_path):
 
 
 def test_the_embedder_runs_in_the_precision_that_is_asked_for(tmp_path):
-    path = tiny_base(tmp_path, torch.bfloat16)
+    path = tiny_base(tmp_path, dtype=torch.bfloat16)
     options = [{"completion": text} for text in TEXTS]
     embeds = {
         dtype: TextEmbedder(path, max_length=128, dtype=dtype).embed_options(options, batch_size=2)

@@ -1,6 +1,5 @@
 """What the two trainers share: users become tasks at the dataloader, and evaluation runs over numbers of contexts."""
 
-import textwrap
 from collections import defaultdict
 
 import torch
@@ -12,27 +11,16 @@ from np_trl.data import EvaluationTasks, PreferenceRows, TaskSampler, TrainingTa
 from np_trl.data.validation import check_embeddings, check_preferences, drop_ties, select_users
 from np_trl.metrics import num_context_curve
 from np_trl.models.layers import Standardizer
+from np_trl.trainer.sharing_trainer import SharingTrainerMixin
 
 
-class ContextualTrainerMixin:
+class ContextualTrainerMixin(SharingTrainerMixin):
     """
     Mix into a TRL trainer of preference pairs.
 
     TRL sees flat rows, in their order, so its tokenisation, precomputed reference log-probs and cache work unchanged.
     Tasks exist from the dataloader on: items are users, and the [`ContextualCollator`] draws their sets.
     """
-
-    _paper = {
-        "title": "Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes",
-        "id": "2412.13998",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{kobalczyk2025fewshot,
-                title        = {{Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes}},
-                author       = {Katarzyna Kobalczyk and Claudio Fanconi and Hao Sun and Mihaela van der Schaar},
-                year         = 2025,
-            }"""),
-    }
 
     # margins of the last batch: log-odds of each chosen option, (P,)
     _margins: torch.Tensor

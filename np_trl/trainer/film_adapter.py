@@ -57,10 +57,9 @@ class FiLMPeftModel(PeftModelForCausalLM):
             "context_config": base.config.context_config.to_diff_dict(),
             "base_weights": hash_base_weights(base, adapters=self.peft_config),
         }
-        revision = adapter.get("revision") or getattr(base.config, "_commit_hash", None)
         with open(path, "w", encoding="utf-8") as file:
             json.dump(
-                {**adapter, "peft_type": FILM_ADAPTER, "revision": revision, "film": film},
+                {**adapter, "peft_type": FILM_ADAPTER, "film": film},
                 file,
                 indent=2,
                 sort_keys=True,

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars
+from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
 from tqdm.auto import tqdm
@@ -14,14 +15,17 @@ from np_trl.data import ContextualCollator, TokenTargets
 from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.data.validation import check_embeddings
 from np_trl.models import ContextEncoder
+from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.film_adapter import FiLMPeftModel
+from np_trl.trainer.model_card import describe_context_encoder
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import (
     NP_MODULES,
     check_policy,
     check_trunk,
     create_policy,
+    find_commit,
     freeze_trunk,
     np_parameters,
     upcast_np_parameters,
@@ -69,6 +73,14 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
 
     _tag_names = ["trl", "np-dpo"]
     _name = "NP-DPO"
+    _card_arguments = (
+        *ContextualTrainerMixin._card_arguments,
+        "np_learning_rate",
+        "beta",
+        "loss_type",
+        "loss_weights",
+        "max_length",
+    )
 
     def __init__(
         self,
@@ -83,7 +95,9 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         **kwargs,
     ):
         args = NPDPOConfig("NP-DPO") if args is None else args
+        self._base_revision = None
         if isinstance(model, str):
+            self._base_revision = find_commit(model, **(args.model_init_kwargs or {}))
             model = _create_model(model, args, train_dataset, quantization_config)
         check_policy(model)
         self._user_metrics = compute_metrics
@@ -94,7 +108,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             compute_metrics=self._compute_metrics,
-            peft_config=_with_np_modules(peft_config),
+            peft_config=_with_np_modules(peft_config, self._base_revision),
             **kwargs,
         )
         if isinstance(self.model, PeftModel):
@@ -129,20 +143,64 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                     )
                 target.load_state_dict(source.state_dict())
 
-    def save_merged(self, output_dir: str) -> None:
+    def save_merged(self, output_dir: str, repo_id: str | None = None) -> None:
         """
         Save the policy with its adapter, if it has one, merged into it, and its code beside it: it loads in one line with
         `AutoModelForCausalLM` and `trust_remote_code=True`. The adapter is used up, so this is for the end of training.
 
         Args:
             output_dir (`str`):
-                Where model and tokenizer go.
+                Where model, tokenizer and model card go.
+            repo_id (`str`, *optional*):
+                Name on the Hub of a repository that they are pushed to as well. It is made where it is absent.
         """
-        if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model)
-            model = model.merge_and_unload() if isinstance(model, PeftModel) else model
-            model.save_pretrained(output_dir)
-            self.processing_class.save_pretrained(output_dir)
+        if not self.is_world_process_zero():
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+        model.save_pretrained(output_dir)
+        self.processing_class.save_pretrained(output_dir)
+        source = repo_id or str(output_dir)
+        self._save_card(output_dir, kind="merged", source=source, model_name=source.split("/")[-1])
+        if repo_id is not None:
+            api = HfApi(token=self.args.hub_token)
+            api.create_repo(repo_id, private=self.args.hub_private_repo, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=output_dir, commit_message="The merged policy")
+
+    def push_to_hub(self, *args, **kwargs):
+        """
+        Share what `save_model` saves, under `hub_model_id`: an adapter with FiLM and context encoder where there is one, else
+        the policy. [`NPDPOTrainer.save_merged`] with `repo_id` shares the merged policy. The rest is
+        [`~transformers.Trainer.push_to_hub`].
+        """
+        if isinstance(self.model, FiLMPeftModel):
+            self.model.warn_of_local_base()
+        return super().push_to_hub(*args, **kwargs)
+
+    def _card_facts(self) -> dict:
+        model = self.accelerator.unwrap_model(self.model)
+        is_adapter = isinstance(model, PeftModel)
+        base = model.get_base_model() if is_adapter else model
+        is_table = isinstance(self.train_dataset, Dataset)
+        return {
+            "kind": "adapter" if is_adapter else "merged",
+            "base": model.active_peft_config.base_model_name_or_path if is_adapter else base.name_or_path,
+            "base_revision": self._base_revision,
+            "context_source": base.config.context_source,
+            "embed_size": base.config.context_config.embed_size,
+            "conversational": is_table and isinstance(self.train_dataset[0]["prompt"], list),
+        }
+
+    def _settings(self) -> dict:
+        model = self.accelerator.unwrap_model(self.model)
+        settings = super()._settings()
+        if isinstance(model, PeftModel):
+            adapter = model.active_peft_config.to_dict()
+            names = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform")
+            settings |= {name: adapter[name] for name in names if adapter.get(name)}
+        config = model.config
+        settings |= {name: getattr(config, name) for name in FILM_FIELDS if name != "context_config"}
+        return settings | describe_context_encoder(config.context_config)
 
     # Override: check the rows, and tokenise rows that are tasks already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
@@ -267,11 +325,12 @@ def _length_weights(completion_mask: torch.Tensor, ld_alpha: float) -> torch.Ten
     return torch.where(completion_mask.cumsum(dim=1) > shared.unsqueeze(1), ld_alpha, 1.0)
 
 
-def _with_np_modules(peft_config: PeftConfig | None) -> PeftConfig | None:
+def _with_np_modules(peft_config: PeftConfig | None, base_revision: str | None) -> PeftConfig | None:
     """Train and save the context encoder and FiLM with the adapter."""
     if peft_config is None:
         return None
     peft_config = copy.deepcopy(peft_config)
+    peft_config.revision = peft_config.revision or base_revision
     peft_config.task_type = peft_config.task_type or TaskType.CAUSAL_LM
     peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *NP_MODULES]))
     return peft_config

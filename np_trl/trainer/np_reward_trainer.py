@@ -21,6 +21,7 @@ from np_trl.trainer.latent_objectives import (
     predictive_margins,
     target_sets,
 )
+from np_trl.trainer.model_card import describe_context_encoder
 from np_trl.trainer.np_reward_config import NPRewardConfig
 
 
@@ -85,6 +86,28 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
     @property
     def _embed_size(self) -> int:
         return self.accelerator.unwrap_model(self.model).config.embed_size
+
+    def _card_facts(self) -> dict:
+        config = self.accelerator.unwrap_model(self.model).config
+        embedder = config.embedder
+        return {
+            "kind": "reward",
+            "base": None if embedder is None else embedder["name_or_path"],
+            "base_revision": None if embedder is None else embedder["revision"],
+            "embedder": embedder,
+            "embed_size": config.embed_size,
+            "conditional": config.conditional,
+        }
+
+    def _settings(self) -> dict:
+        model = self.accelerator.unwrap_model(self.model)
+        config = model.config
+        fields = ("head", "embed_size", "hidden_size", "dropout", "embed_dropout")
+        settings = super()._settings() | {name: getattr(config, name) for name in fields}
+        if model.has_gaussian_latents:
+            names = ("latent_objective", "kl_weight", "num_latent_samples")
+            settings |= {name: getattr(self.args, name) for name in names}
+        return settings | (describe_context_encoder(config.context_config) if config.conditional else {})
 
     # Override: options are embedded already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):

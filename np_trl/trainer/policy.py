@@ -5,6 +5,7 @@ from peft import PeftModel, PeftModelForCausalLM
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file, extract_commit_hash
 from trl.trainer.utils import create_model_from_path
 
 from np_trl.models import (
@@ -113,6 +114,23 @@ def create_policy(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTr
         )
     config = policy.config_class.from_dict(fields, **(film_kwargs or {}))
     return create_model_from_path(path, policy, config=config, **kwargs)
+
+
+def find_commit(path: str, **kwargs) -> str | None:
+    """
+    Find the commit of a model on the Hub, so that it can be named whatever becomes of its branch.
+
+    Args:
+        path (`str`):
+            Directory or Hub name.
+        kwargs:
+            `revision`, `token` and the like, of `from_pretrained`.
+
+    Returns:
+        `str` or `None`: `None` for a directory.
+    """
+    source = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS}
+    return extract_commit_hash(cached_file(path, "config.json", **source), None)
 
 
 def check_policy(model: nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""Model cards: the template, and the reviewed card of each published checkpoint."""

@@ -1,0 +1,220 @@
+"""
+Model cards: what a model is, what it was trained on, how well it adapts, and how to use it.
+
+One is written at every save, from the template in `model_cards/`.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.resources import files
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import cached_file
+
+from np_trl.models import ContextEncoderConfig
+
+
+_CURVE_KEY = re.compile(r"eval_(?:(?P<set>.+)_)?nc(?P<number>\d+)_(?P<name>[a-z_]+)")
+_ROWS = {
+    "accuracy": "accuracy",
+    "accuracy_se": "standard error",
+    "shuffled_accuracy": "control: other users' choices",
+    "shuffled_accuracy_se": "standard error of the control",
+    "worst_decile_accuracy": "worst tenth of the users",
+}
+_PACKAGES = ("np_trl", "trl", "transformers", "torch", "peft", "datasets")
+
+
+@dataclass(frozen=True)
+class AccuracyCurve:
+    """
+    How accuracy grows with the number of choices given.
+
+    Args:
+        name (`str`, *optional*):
+            Name of the evaluation set, where there are several.
+        num_contexts (`list[int]`):
+            Numbers of choices.
+        rows (`dict[str, list[float | None]]`):
+            For each metric, by the words of a card, its value at each of them.
+    """
+
+    name: str | None
+    num_contexts: list[int]
+    rows: dict[str, list[float | None]]
+
+
+def accuracy_curves(metrics: dict[str, float]) -> list[AccuracyCurve]:
+    """
+    Find the curves in what `evaluate` returned, or in `eval_results.json`.
+
+    Args:
+        metrics (`dict[str, float]`):
+            Metrics with keys such as `eval_nc10_accuracy`, or `eval_<set>_nc10_accuracy`.
+
+    Returns:
+        `list[AccuracyCurve]`: one for each evaluation set.
+    """
+    values = defaultdict(dict)
+    for key, value in metrics.items():
+        match = _CURVE_KEY.fullmatch(key)
+        if match is not None and match["name"] in _ROWS:
+            values[match["set"]][match["name"], int(match["number"])] = value
+    curves = []
+    for name, found in values.items():
+        num_contexts = sorted({number for _, number in found})
+        rows = {words: [found.get((metric, number)) for number in num_contexts] for metric, words in _ROWS.items()}
+        rows = {words: row for words, row in rows.items() if any(value is not None for value in row)}
+        curves.append(AccuracyCurve(name, num_contexts, rows))
+    return curves
+
+
+def evaluation_results(curves: list[AccuracyCurve], task_type: str, dataset_name: str | None) -> list[EvalResult]:
+    """
+    Turn curves into the results that the Hub reads from a card's `model-index`.
+
+    Args:
+        curves (`list[AccuracyCurve]`):
+            Curves.
+        task_type (`str`):
+            The Hub's name of the task.
+        dataset_name (`str`, *optional*):
+            Dataset on the Hub, or what the data are called.
+    """
+    names = {
+        _ROWS["accuracy"]: "Accuracy on unseen pairs",
+        _ROWS["shuffled_accuracy"]: "Accuracy on unseen pairs, other users' choices",
+    }
+    return [
+        EvalResult(
+            task_type=task_type,
+            dataset_type=dataset_name or "preferences",
+            dataset_name=" ".join(part for part in (dataset_name or "preferences", curve.name) if part),
+            metric_type="accuracy",
+            metric_name=f"{name}, {number} choices",
+            metric_value=round(value, 4),
+        )
+        for curve in curves
+        for words, name in names.items()
+        for number, value in zip(curve.num_contexts, curve.rows.get(words, ()), strict=False)
+        if value is not None
+    ]
+
+
+@lru_cache
+def find_license(path: str, revision: str | None = None) -> str | None:
+    """
+    Look up the licence of a model in its own card.
+
+    Args:
+        path (`str`):
+            Folder, or name on the Hub.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+
+    Returns:
+        `str` or `None`: as the card names it; `None` without a card, a licence or a connection.
+    """
+    card = cached_file(
+        path,
+        "README.md",
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if card is None else ModelCard.load(card).data.license
+
+
+def describe_context_encoder(config: ContextEncoderConfig) -> dict:
+    """Settings of a context encoder, as a card lists them."""
+    return {f"context encoder: {name}": getattr(config, name) for name in ContextEncoderConfig.__annotations__}
+
+
+def create_card(
+    kind: str,
+    model_name: str,
+    metrics: dict[str, float],
+    settings: dict,
+    base: str | None,
+    base_revision: str | None = None,
+    dataset_name: str | None = None,
+    tags: Iterable[str] = (),
+    **facts,
+) -> ModelCard:
+    """
+    Fill the template.
+
+    Args:
+        kind (`str`):
+            `"merged"`, `"adapter"` or `"reward"`.
+        model_name (`str`):
+            Name of the model.
+        metrics (`dict[str, float]`):
+            What `evaluate` returned.
+        settings (`dict`):
+            Hyper-parameters, by name.
+        base (`str`, *optional*), base_revision (`str`, *optional*):
+            The base model, or the embedder of a reward model: its folder, or its name and revision on the Hub.
+        dataset_name (`str`, *optional*):
+            Dataset on the Hub, or what the data are called.
+        tags (`Iterable[str]`, *optional*):
+            Tags.
+        facts:
+            The other variables of the template.
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]
+    """
+    curves = accuracy_curves(metrics)
+    base_license = None if base is None else find_license(base, base_revision)
+    task_type = "text-classification" if kind == "reward" else "text-generation"
+    card_data = ModelCardData(
+        model_name=model_name,
+        base_model=base if _is_on_hub(base) and kind != "reward" else None,
+        datasets=dataset_name if _is_on_hub(dataset_name) else None,
+        license=None if kind == "reward" else base_license,
+        library_name="np_trl" if kind == "adapter" else "transformers",
+        pipeline_tag=None if kind == "reward" else task_type,
+        tags=["generated_from_trainer", *sorted(tags)],
+        eval_results=evaluation_results(curves, task_type, dataset_name) or None,
+    )
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(files("np_trl.model_cards").joinpath("model_card.md.jinja")),
+        kind=kind,
+        model_name=model_name,
+        curves=curves,
+        base_name=_describe(base, base_revision),
+        base_license=base_license,
+        settings={name: _show(value) for name, value in settings.items()},
+        versions={package: version(package) for package in _PACKAGES},
+        **facts,
+    )
+
+
+def _show(value) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_show, value))
+    if isinstance(value, (set, frozenset)):
+        return _show(sorted(value))
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def _is_on_hub(name: str | None) -> bool:
+    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not os.path.exists(name)
+
+
+def _describe(base: str | None, revision: str | None) -> str:
+    if base is None:
+        return "not named"
+    if not _is_on_hub(base):
+        return f"a local folder, `{os.path.basename(os.path.normpath(base))}`"
+    link = f"[{base}](https://huggingface.co/{base})"
+    return link if revision is None else f"{link} at `{revision}`"
