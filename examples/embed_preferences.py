@@ -51,6 +51,9 @@ class ScriptArguments:
         metadata={"help": "Files (parquet, JSON lines, CSV) or datasets on the Hub, of preference pairs."}
     )
     output_file: str = field(metadata={"help": "Parquet file for the table. It appears when it is complete."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hub to push the embeddings to, for `--embeddings`."}
+    )
     split: list[str] = field(
         default_factory=lambda: ["train"], metadata={"help": "Splits of datasets that have several."}
     )
@@ -151,6 +154,8 @@ def main(script_args: ScriptArguments) -> None:
     options = collect_options(script_args.load(), script_args.kind)
     table = pa.Table.from_batches(list(embed_all(embedder, options, device, script_args.batch_size)))
     save_table(table, Path(script_args.output_file))
+    if script_args.repo_id is not None:
+        Dataset(table).push_to_hub(script_args.repo_id)
     print(f"{len(options)} texts, embeddings of size {table['embedding'].type.list_size}: {script_args.output_file}")
 
 

@@ -13,14 +13,10 @@ from dataclasses import dataclass, field
 
 sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
 
-import torch  # noqa: E402
 from transformers import AutoTokenizer, set_seed  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
 from np_trl import load_policy  # noqa: E402
-
-
-KEYS = ("prompt", "chosen", "rejected")
 
 
 @dataclass
@@ -39,25 +35,6 @@ class ScriptArguments:
     seed: int = field(default=0, metadata={"help": "Seed of sampling."})
 
 
-def read_pairs(path: str) -> list[dict]:
-    with open(path, encoding="utf-8") as file:
-        pairs = json.load(file)["pairs"]
-    for index, pair in enumerate(pairs):
-        missing = [key for key in KEYS if not pair.get(key)]
-        if missing:
-            raise ValueError(f"Pair {index} in {path!r} has no {missing}. Each pair needs non-empty {list(KEYS)}.")
-    return pairs
-
-
-@torch.no_grad()
-def infer_user(model, tokenizer, pairs: list[dict]) -> torch.Tensor:
-    if not pairs:  # a user without choices: one masked pair
-        size = model.config.context_config.embed_size
-        return model.infer_latents(torch.zeros(1, 1, 2, size), torch.zeros(1, 1, dtype=torch.bool))
-    context_embeds = model.embed_pairs(pairs, tokenizer)  # (1, C, 2, E)
-    return model.infer_latents(context_embeds, torch.ones(context_embeds.shape[:2], dtype=torch.bool))
-
-
 def main(script_args: ScriptArguments) -> None:
     set_seed(script_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path, padding_side="left")
@@ -65,7 +42,8 @@ def main(script_args: ScriptArguments) -> None:
     inputs = tokenizer(script_args.prompts, padding=True, return_tensors="pt")
     users = {}
     if script_args.user is not None:
-        latents = infer_user(model, tokenizer, read_pairs(script_args.user))  # (1, Z)
+        with open(script_args.user, encoding="utf-8") as file:
+            latents = model.infer_user(json.load(file)["pairs"], tokenizer)  # (1, Z)
         users["latents"] = latents.expand(len(script_args.prompts), -1)
     outputs = model.generate(
         **inputs,

@@ -43,9 +43,7 @@ def write(
     answers = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        inputs = tokenizer(
-            batch, padding=True, padding_side="left", return_tensors="pt"
-        ).to(model.device)
+        inputs = tokenizer(batch, padding=True, padding_side="left", return_tensors="pt").to(model.device)
         users = {} if latents is None else {"latents": latents[start : start + batch_size].to(model.device)}
         outputs = model.generate(**inputs, **users, **SAMPLING, max_new_tokens=max_new_tokens)
         answers += [_cut(row, end_tokens(model)) for row in outputs[:, inputs["input_ids"].shape[1] :].cpu()]

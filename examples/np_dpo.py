@@ -245,6 +245,7 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
 
     build = TrainerBuilder(training_args, model_args, embedded=set(EMBED_COLUMNS) <= set(train_dataset.column_names))
     trainer = build(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    trainer.create_model_card(dataset_name=script_args.dataset_name)
     metrics = {}
     if script_args.reward_steps:
         metrics |= train_context_encoder(trainer, script_args.reward_steps, script_args.reward_learning_rate)
@@ -269,8 +270,10 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
         if is_example:
             print_two_users(trainer, num_context)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    for policy, name in [(trainer, "merged"), *((policy, name) for name, policy in baselines.policies.items())]:
+        trainer.push_to_hub()
+    merged_id = f"{trainer.hub_model_id}-merged" if training_args.push_to_hub else None
+    trainer.save_merged(f"{training_args.output_dir}/merged", merged_id)
+    for name, policy in baselines.policies.items():
         policy.save_merged(f"{training_args.output_dir}/{name}")
     trainer.accelerator.print(f"\nModel and eval_results.json: {training_args.output_dir}")
 

@@ -56,6 +56,7 @@ def add_baselines(metrics: dict, trainer: NPRewardTrainer, model_args: RewardMod
     """Train BTL and DPL, which know no users and need no context, with the same data."""
     args = copy.copy(trainer.args)
     args.max_context, args.eval_num_contexts, args.eval_shuffled_contexts = 0, [0], []
+    args.push_to_hub, args.save_strategy = False, "no"
     args.max_steps = min(args.max_steps, 300)  # there is no context to learn to read
     for name, head in (("btl", "bradley_terry"), ("dpl", "mean_variance")):
         model = model_args.build(trainer.train_dataset, conditional=False, head=head)
@@ -97,6 +98,7 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
     set_seed(training_args.seed)  # before the model starts
     model = model_args.build(train_dataset, embedding_kind=script_args.embedding_kind)
     trainer = NPRewardTrainer(model, args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    trainer.create_model_card(dataset_name=script_args.dataset_name)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
     metrics = trainer.evaluate()
@@ -110,7 +112,7 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
         print_table(metrics, training_args.eval_num_contexts)
         print(f"\nModel and eval_results.json: {training_args.output_dir}")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

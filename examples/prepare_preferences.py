@@ -49,6 +49,9 @@ HUB_NAMES = {"prism": "HannahRoseKirk/prism-alignment", "personal_llm": "namkoon
 class ScriptArguments:
     source: str = field(metadata={"help": "Whose format it is: prism, personal_llm or ultrafeedback_p."})
     output_dir: str = field(metadata={"help": "Folder for the three files."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hub to push the splits to, for `--dataset_name`."}
+    )
     dataset_name: list[str] = field(
         default_factory=list,
         metadata={
@@ -112,7 +115,7 @@ PREPARE = {
 def main(script_args: ScriptArguments) -> None:
     if script_args.source not in PREPARE:
         raise ValueError(f"`source={script_args.source!r}` is unknown. Choose one of {list(PREPARE)}.")
-    save_splits(PREPARE[script_args.source](script_args), script_args.output_dir)
+    save_splits(PREPARE[script_args.source](script_args), script_args.output_dir, script_args.repo_id)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,9 @@ MIXTURE_PAIRS = 40  # of each training user
 @dataclass
 class ScriptArguments:
     output_dir: str = field(metadata={"help": "Folder for the three files."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hub to push the splits to, for `--dataset_name`."}
+    )
     dataset_name: str = field(
         default="openbmb/UltraFeedback",
         metadata={"help": "UltraFeedback; or any table with `prompt`, `response` and scores, one row a response."},
@@ -129,7 +132,7 @@ def main(script_args: ScriptArguments) -> None:
     )
     if script_args.mixture is None:  # `group` says it
         splits = {split: dataset.remove_columns("weights") for split, dataset in splits.items()}
-    save_splits(splits, script_args.output_dir)
+    save_splits(splits, script_args.output_dir, script_args.repo_id)
 
 
 if __name__ == "__main__":

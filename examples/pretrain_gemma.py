@@ -101,6 +101,7 @@ def train_tokenizer(corpus: Dataset, vocab_size: int, max_length: int) -> PreTra
         eos_token="<eos>",
         bos_token="<bos>",
         model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from np_trl.data.embeddings import join_embeddings, plain_text, text_id
 
@@ -141,7 +141,7 @@ def split_by_hash(dataset: Dataset, column: str) -> dict[str, Dataset]:
     return {split: dataset.select(indices) for split, indices in rows.items()}
 
 
-def save_splits(splits: dict[str, Dataset], output_dir: str) -> None:
+def save_splits(splits: dict[str, Dataset], output_dir: str, repo_id: str | None = None) -> None:
     """
     Save preference pairs as `train.parquet`, `validation.parquet`, ..., with their numbers in the log.
 
@@ -150,12 +150,16 @@ def save_splits(splits: dict[str, Dataset], output_dir: str) -> None:
             Preference pairs by the name of their split.
         output_dir (`str`):
             Folder, which is made where it is absent.
+        repo_id (`str`, *optional*):
+            Name of a dataset on the Hub that they are pushed to as well, for `--dataset_name`.
     """
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     for name, dataset in splits.items():
         path = Path(output_dir) / f"{name}.parquet"
         dataset.to_parquet(path)
         logger.info("%s: %d pairs of %d users", path, len(dataset), len(dataset.unique("user_id")))
+    if repo_id is not None:
+        DatasetDict(splits).push_to_hub(repo_id)
 
 
 def with_roles(contexts: Dataset, targets: Dataset) -> Dataset:

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from np_trl.trainer.model_card import accuracy_curves, create_card
 
@@ -81,7 +82,10 @@ class SharingTrainerMixin:
     def init_hf_repo(self, *args, **kwargs):
         super().init_hf_repo(*args, **kwargs)
         if self.is_world_process_zero():
-            Path(self.args.output_dir, ".gitignore").write_text("training_args.bin\n")
+            path = Path(self.args.output_dir, ".gitignore")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ignored = path.read_text().splitlines() if path.exists() else []
+            path.write_text("\n".join([*ignored, *({TRAINING_ARGS_NAME} - set(ignored)), ""]))
 
     # Override: code goes with the weights that are pushed in the course of training.
     def _push_from_checkpoint(self, checkpoint_folder):

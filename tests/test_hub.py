@@ -1,0 +1,255 @@
+"""Sharing, against a Hub on the loopback interface: what is pushed in one process is pulled in another."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from .hub import Fault, Hub
+from .testing_utils import ROOT
+
+
+TOKENS = {"ada-token": "ada", "bob-token": "bob"}
+WITHOUT_NP_TRL = "import sys; sys.modules['np_trl'] = None\n"
+
+
+@pytest.fixture
+def hub():
+    with Hub(TOKENS) as hub:
+        yield hub
+
+
+def run(code: str, hub: Hub, folder, token: str = "ada-token", cache: str = "cache") -> str:
+    """Run code in a fresh interpreter that knows the test Hub and no other; return what it printed."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": str(folder / cache),
+        "HF_TOKEN": token,
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(ROOT),
+        "EXAMPLES": str(ROOT / "examples"),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+PUSH_THE_DEMO = """
+import json, os, sys, time
+from pathlib import Path
+sys.path.insert(0, os.environ["EXAMPLES"])
+import np_dpo
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoTokenizer
+from trl import ModelConfig, TrlParser
+from np_trl import NPDPOConfig, NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer, TextEmbedder
+
+examples = Path(os.environ["EXAMPLES"])
+HfApi().create_repo("ada/style_gemma")
+commit = HfApi().upload_folder(repo_id="ada/style_gemma", folder_path=examples / "style_gemma").oid
+
+# the recipe of the demo, for a few steps
+parser = TrlParser((np_dpo.ScriptArguments, NPDPOConfig, ModelConfig))
+script_args, training_args, model_args = parser.parse_args_and_config([
+    "--config", str(examples / "configs" / "np_dpo_style.yaml"), "--model_name_or_path", "ada/style_gemma",
+    "--output_dir", "policy", "--max_steps", "3", "--num_train_users", "16", "--num_eval_users", "16",
+    "--push_to_hub", "--hub_model_id", "ada/np_dpo_style", "--save_strategy", "steps", "--save_steps", "1",
+])
+torch.set_num_threads(1)
+train_dataset, eval_dataset = script_args.draw(seed=0)
+build = np_dpo.TrainerBuilder(training_args, model_args, embedded=False)
+trainer = build(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
+trainer.create_model_card(dataset_name="style_population")
+trainer.train()
+torch.nn.init.normal_(trainer.model.get_base_model().model.film.modules_to_save["default"].weight, std=0.1)
+trainer.save_metrics("eval", trainer.evaluate())
+
+pairs = json.loads((examples / "users" / "formal_lists.json").read_text())["pairs"]
+tokenizer, policy = trainer.processing_class, trainer.model.eval()
+inputs = tokenizer("How do I fix the lamp?", return_tensors="pt")
+with torch.no_grad():
+    latents = policy.infer_user(pairs, tokenizer)
+    expected = {
+        "pairs": pairs,
+        "latents": latents,
+        "logits": policy(**inputs, latents=latents).logits,
+        "plain": policy(**inputs).logits,
+        "written": policy.generate(**inputs, latents=latents, max_new_tokens=24, do_sample=False),
+    }
+
+embedder = {"name_or_path": "ada/style_gemma", "revision": commit, "max_length": 128}
+rows = train_dataset.select(range(160))
+for side in ("chosen", "rejected"):
+    embeds = TextEmbedder(**embedder).embed(rows[side])
+    rows = rows.add_column(f"{side}_embeds", list(embeds.numpy()))
+reward_trainer = NPRewardTrainer(
+    NPRewardModel(NPRewardModelConfig(embed_size=80, embedder=embedder)),
+    args=NPRewardConfig(
+        "reward", max_steps=3, num_targets=8, max_context=8, per_device_train_batch_size=4, hub_model_id="ada/np_btl",
+        report_to="none", use_cpu=True,
+    ),
+    train_dataset=rows,
+)
+reward_trainer.train()
+options = [{"completion": pair["chosen"]} for pair in pairs]
+reward = reward_trainer.model.eval()
+expected |= {"options": options, "rewards": reward.score(options, reward.infer_user(pairs))}
+torch.save(expected, "expected.pt")
+
+start = time.perf_counter(), time.process_time()
+trainer.push_to_hub()
+trainer.save_merged("merged", "ada/np_dpo_style-merged")
+seconds = time.perf_counter() - start[0], time.process_time() - start[1]
+reward_trainer.push_to_hub()
+reward.push_to_hub("ada/np_btl_direct")
+print("seconds", *seconds)
+"""
+
+PULL_THE_DEMO = """
+import time
+start = time.perf_counter()
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+expected = torch.load("expected.pt")
+name = "ada/np_dpo_style-merged"
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()
+inputs = tokenizer("How do I fix the lamp?", return_tensors="pt")
+close = {"rtol": 0, "atol": 1e-5}
+with torch.no_grad():
+    latents = model.infer_user(expected["pairs"], tokenizer)
+    torch.testing.assert_close(latents, expected["latents"], **close)
+    logits = model(**inputs, latents=latents).logits
+    torch.testing.assert_close(logits, expected["logits"], **close)
+    assert (logits - expected["plain"]).abs().max() > 0.1  # it is steered
+    written = model.generate(**inputs, latents=latents, max_new_tokens=24, do_sample=False)
+assert torch.equal(written, expected["written"])
+print("seconds", time.perf_counter() - start, time.process_time())
+assert AutoConfig.from_pretrained(name, trust_remote_code=True).model_type == "film_gemma"
+assert type(AutoModel.from_pretrained(name, trust_remote_code=True)).__name__ == "FiLMGemmaModel"
+for name in ("ada/np_btl", "ada/np_btl_direct"):
+    reward = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+    rewards = reward.score(expected["options"], reward.infer_user(expected["pairs"]))
+    torch.testing.assert_close(rewards, expected["rewards"], **close)
+assert "np_trl" not in sys.modules or sys.modules["np_trl"] is None
+"""
+
+PULL_THE_ADAPTER = """
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from np_trl import FiLMGemmaForCausalLM, load_policy
+expected = torch.load("expected.pt")
+policy = load_policy("ada/np_dpo_style").eval()
+assert isinstance(policy.get_base_model(), FiLMGemmaForCausalLM)
+assert policy.active_peft_config.base_model_name_or_path == "ada/style_gemma"
+tokenizer = AutoTokenizer.from_pretrained("ada/np_dpo_style")
+inputs = tokenizer("How do I fix the lamp?", return_tensors="pt")
+with torch.no_grad():
+    latents = policy.infer_user(expected["pairs"], tokenizer)
+    torch.testing.assert_close(policy(**inputs, latents=latents).logits, expected["logits"], rtol=0, atol=1e-5)
+policy.push_to_hub("ada/adapter_direct")
+for name in ("ada/np_dpo_style", "ada/adapter_direct"):
+    for plain in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
+        try:
+            plain.from_pretrained(name)
+        except Exception as error:
+            assert "load it with np_trl.load_policy" in str(error), error
+        else:
+            raise AssertionError(f"{plain.__name__} took {name} for a plain model's adapter")
+again = load_policy("ada/adapter_direct").eval()
+with torch.no_grad():
+    assert torch.equal(again(**inputs, latents=latents).logits, policy(**inputs, latents=latents).logits)
+"""
+
+
+def snippet(card: bytes) -> str:
+    """The program in a model card."""
+    return re.search(r"```python\n(.*?)```", card.decode(), re.S).group(1)
+
+
+def test_the_demo_is_pushed_and_pulled_by_name(hub, tmp_path):
+    pushed = run(PUSH_THE_DEMO, hub, tmp_path)
+    pulled = run(WITHOUT_NP_TRL + PULL_THE_DEMO, hub, tmp_path, cache="another_machine")
+    wall, cpu = (
+        sum(float(re.search(r"^seconds (\S+) (\S+)", out, re.M)[part]) for out in (pushed, pulled)) for part in (1, 2)
+    )
+    print(f"round trip of the demo policy: {wall:.1f} s, {cpu:.1f} s of CPU")
+    assert cpu < 15  # not the wall, which depends on what else runs
+
+    for name, library in (("np_dpo_style-merged", WITHOUT_NP_TRL), ("np_btl", WITHOUT_NP_TRL), ("np_dpo_style", "")):
+        files = hub.files(f"ada/{name}")
+        assert not [path for path in files if path.endswith((".bin", ".pt"))]
+        assert f'"ada/{name}"' in snippet(files["README.md"])
+        run(library + snippet(files["README.md"]), hub, tmp_path, cache="another_machine")
+    run(PULL_THE_ADAPTER, hub, tmp_path, cache="a_third_machine")
+
+    adapter = json.loads(hub.files("ada/np_dpo_style")["adapter_config.json"])
+    assert adapter["revision"] == hub.repositories["models", "ada/style_gemma"].branches["main"]
+    card = hub.files("ada/np_dpo_style-merged")["README.md"].decode()
+    assert "license: apache-2.0" in card and "base_model: ada/style_gemma" in card
+    # as it was pushed in the course of training: an adapter that is whole
+    in_training = list(hub.repositories["models", "ada/np_dpo_style"].commits.values())
+    assert len(in_training) > 2
+    for files in in_training[1:]:
+        assert json.loads(files["adapter_config.json"])["film"] and "adapter_model.safetensors" in files
+
+
+PUSH_WITH_FAULTS = """
+import sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from np_trl import NPRewardModel
+from tests.testing_utils import tiny_reward_model
+
+def attempt(**kwargs):
+    try:
+        kwargs.pop("model", model).push_to_hub("ada/model", **kwargs)
+    except Exception as error:
+        return type(error).__name__ + ": " + str(error).replace("\\n", " ")
+    return "pushed"
+
+model = tiny_reward_model()
+print(attempt())
+import json
+for step in sys.stdin:
+    pass
+"""
+
+
+def push_code(repo: str, seed: int) -> str:
+    return f"""
+import torch
+from tests.testing_utils import tiny_reward_model
+model = tiny_reward_model()
+torch.nn.init.constant_(model.head.shared.weight, {seed})
+try:
+    model.push_to_hub("{repo}")
+except Exception as error:
+    print("failed", type(error).__name__, str(error)[:300].replace("\\n", " "))
+else:
+    print("pushed")
+"""
+
+
+def pull_code(repo: str, **kwargs) -> str:
+    return f"""
+from np_trl import NPRewardModel
+try:
+    model = NPRewardModel.from_pretrained("{repo}", **{kwargs})
+except Exception as error:
+    print("failed", type(error).__name__, str(error)[:300].replace("\\n", " "))
+else:
+    print("pulled", float(model.head.shared.weight[0, 0]))
+"""
