@@ -196,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         if (kind, name) in self.hub.repositories:
             self._send(409, answer)
             return
-        repository = Repository(kind, name, private=bool(request.get("private")))
+        repository = Repository(kind, name, private=request.get("private") or request.get("visibility") == "private")
         repository.commit({})
         self.hub.repositories[kind, name] = repository
         self._send(200, answer)

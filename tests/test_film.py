@@ -1,6 +1,5 @@
 """FiLM: the laws that the mixins of `film.py` keep on every decoder."""
 
-import logging
 import re
 
 import pytest
@@ -254,15 +253,10 @@ def test_bad_film_configs_are_named(architecture, kwargs):
         POLICIES[architecture].config_class(num_hidden_layers=18, **kwargs)
 
 
-def test_plain_weights_log_what_is_new(architecture, tmp_path, caplog):
+def test_plain_weights_log_what_is_new(architecture, tmp_path, transformers_log):
     base = tiny_base(tmp_path, architecture)
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    try:
-        model = POLICIES[architecture].from_pretrained(base, context_config=CONTEXT_CONFIG)
-    finally:
-        logger.removeHandler(caplog.handler)
-    reported = set(re.findall(r"^([\w.]+) +\|.*MISSING", caplog.text, re.M))
+    model = POLICIES[architecture].from_pretrained(base, context_config=CONTEXT_CONFIG)
+    reported = set(re.findall(r"^([\w.]+) +\|.*MISSING", transformers_log.text, re.M))
     ours = {name for name in model.state_dict() if name.startswith(("model.film.", "model.context_encoder."))}
     assert reported == ours
 

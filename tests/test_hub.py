@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from .hub import Fault, Hub
 from .testing_utils import ROOT
 
 
-TOKENS = {"ada-token": "ada", "bob-token": "bob"}
+TOKENS = {"ada-token": "ada", "bob-token": "bob", "your-token": "you"}
 WITHOUT_NP_TRL = "import sys; sys.modules['np_trl'] = None\n"
 
 
@@ -206,50 +207,127 @@ def test_the_demo_is_pushed_and_pulled_by_name(hub, tmp_path):
         assert json.loads(files["adapter_config.json"])["film"] and "adapter_model.safetensors" in files
 
 
-PUSH_WITH_FAULTS = """
+def test_the_readmes_programs_push_and_pull(hub, tmp_path):
+    (tmp_path / "examples").mkdir()
+    shutil.copytree(ROOT / "examples" / "style_gemma", tmp_path / "examples" / "style_gemma")
+    readme = (ROOT / "README.md").read_text()
+    train, share, pull = (
+        re.search(rf"```python{kind}\n(.*?)```", readme, re.S).group(1) for kind in ("", " share", " pull")
+    )
+    run(train + share, hub, tmp_path, token="your-token")
+    assert {("models", "you/readme"), ("models", "you/readme_merged")} == hub.repositories.keys()
+    run(WITHOUT_NP_TRL + pull, hub, tmp_path, token="your-token", cache="another_machine")
+
+
+REWARD_MODEL = """
 import sys
-from pathlib import Path
-from huggingface_hub import HfApi
-from np_trl import NPRewardModel
-from tests.testing_utils import tiny_reward_model
-
-def attempt(**kwargs):
-    try:
-        kwargs.pop("model", model).push_to_hub("ada/model", **kwargs)
-    except Exception as error:
-        return type(error).__name__ + ": " + str(error).replace("\\n", " ")
-    return "pushed"
-
-model = tiny_reward_model()
-print(attempt())
-import json
-for step in sys.stdin:
-    pass
-"""
-
-
-def push_code(repo: str, seed: int) -> str:
-    return f"""
 import torch
-from tests.testing_utils import tiny_reward_model
-model = tiny_reward_model()
-torch.nn.init.constant_(model.head.shared.weight, {seed})
-try:
-    model.push_to_hub("{repo}")
-except Exception as error:
-    print("failed", type(error).__name__, str(error)[:300].replace("\\n", " "))
-else:
-    print("pushed")
-"""
-
-
-def pull_code(repo: str, **kwargs) -> str:
-    return f"""
+from huggingface_hub import HfApi
+from huggingface_hub.utils import http_backoff
 from np_trl import NPRewardModel
-try:
-    model = NPRewardModel.from_pretrained("{repo}", **{kwargs})
-except Exception as error:
-    print("failed", type(error).__name__, str(error)[:300].replace("\\n", " "))
-else:
-    print("pulled", float(model.head.shared.weight[0, 0]))
+from tests.testing_utils import tiny_reward_model
+
+def tell(function, *args, **kwargs):
+    try:
+        print(function(*args, **kwargs), flush=True)
+    except Exception as error:
+        print("failed:", type(error).__name__, str(error).replace("\\n", " "), flush=True)
+
+def push(repo, number):
+    model = tiny_reward_model()
+    torch.nn.init.constant_(model.head.shared.weight, number)
+    model.push_to_hub(repo)
+    return f"pushed {number}"
+
+def pull(repo, **kwargs):
+    return f"pulled {float(NPRewardModel.from_pretrained(repo, **kwargs).head.shared.weight[0, 0]):g}"
 """
+
+
+def test_who_may_not_is_told_so_and_nothing_is_made(hub, tmp_path):
+    code = (
+        REWARD_MODEL
+        + """
+tell(push, "ada/model", 1)
+tell(pull, "ada/absent")
+tell(pull, "ada/model", revision="absent")
+HfApi().create_repo("ada/private", private=True)
+tell(push, "ada/private", 2)
+tell(HfApi().create_repo, "ada/model")
+tell(push, "ada/model", 3)
+HfApi().create_tag("ada/model", tag="v3")
+tell(push, "ada/model", 4)
+tell(pull, "ada/model", revision="v3")
+tell(pull, "ada/model")
+"""
+    )
+    lines = run(code, hub, tmp_path).splitlines()
+    assert [line for line in lines if not line.startswith("failed")] == [
+        "pushed 1", "pushed 2", "pushed 3", "pushed 4", "pulled 3", "pulled 4"
+    ]  # fmt: skip
+    absent, no_revision, exists = [line for line in lines if line.startswith("failed")]
+    assert "ada/absent is not" in absent and "absent is not a valid git identifier" in no_revision
+    assert "409" in exists
+
+    others = REWARD_MODEL + 'tell(push, "ada/model", 5)\ntell(push, "ada/new", 5)\ntell(pull, "ada/private")\n'
+    forbidden, forbidden_too, hidden = run(others, hub, tmp_path, token="bob-token", cache="bob").splitlines()
+    assert "403" in forbidden and "403" in forbidden_too and "ada/private is not" in hidden
+    nobody = REWARD_MODEL + 'tell(push, "ada/model", 6)\ntell(pull, "ada/private")\n'
+    unknown, hidden = run(nobody, hub, tmp_path, token="wrong-token", cache="nobody").splitlines()
+    assert "401" in unknown and "401" in hidden
+    assert len(hub.repositories["models", "ada/model"].commits) == 4 and ("models", "ada/new") not in hub.repositories
+
+
+def test_a_connection_that_dies_leaves_nothing_half_written(hub, tmp_path):
+    code = REWARD_MODEL + 'tell(push, "ada/model", NUMBER)\ntell(pull, "ada/model", force_download=True)\n'
+    # while a large file goes up: the client tries again
+    hub.faults += [Fault("PUT", "^/objects/", "die"), Fault("PUT", "^/objects/", 503)]
+    assert run(code.replace("NUMBER", "1"), hub, tmp_path).splitlines() == ["pushed 1", "pulled 1"]
+    assert not hub.faults and sum(request.startswith("PUT") for request in hub.requests) == 3
+    # before the commit: the large file is there, and the repository as it was
+    hub.faults += [Fault("POST", "/commit/", "die")] * 10
+    failed, pulled = run(code.replace("NUMBER", "2"), hub, tmp_path).splitlines()
+    assert failed.startswith("failed") and pulled == "pulled 1"
+    hub.faults.clear()
+    assert run(code.replace("NUMBER", "2"), hub, tmp_path).splitlines() == ["pushed 2", "pulled 2"]
+    # while it comes down: nothing is loaded of a file that is not whole
+    hub.faults += [Fault("GET", "model.safetensors", "die")] * 20
+    pull = REWARD_MODEL + 'tell(pull, "ada/model")\n'
+    assert run(pull, hub, tmp_path, cache="new").startswith("failed")
+    hub.faults.clear()
+    assert run(pull, hub, tmp_path, cache="new") == "pulled 2\n"
+
+
+DATASET = """
+import os, runpy, sys
+import numpy as np
+from datasets import load_dataset
+from np_trl.data.loading import load_preferences, save_splits
+from tests.testing_utils import embedded_rows
+splits = {"train": embedded_rows(num_users=8), "test": embedded_rows(num_users=6, seed=1)}
+save_splits(splits, "data", repo_id="ada/preferences")
+for split, rows in splits.items():
+    pulled = load_preferences("ada/preferences", split)
+    assert pulled.column_names == rows.column_names and pulled["user_id"] == rows["user_id"]
+    for column in ("chosen_embeds", "rejected_embeds"):
+        assert pulled.features[column] == rows.features[column]
+        assert np.array_equal(pulled[column], rows[column])
+script = os.path.join(os.environ["EXAMPLES"], "np_reward.py")
+sys.path.insert(0, os.environ["EXAMPLES"])
+sys.argv = [
+    script, "--dataset_name", "ada/preferences", "--output_dir", "reward", "--max_steps", "2", "--num_targets", "8",
+    "--max_context", "4", "--eval_num_contexts", "0", "2", "--hidden_size", "16", "--report_to", "none", "--push_to_hub",
+    "--hub_model_id", "ada/np_btl",
+]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_preferences_are_pushed_and_trained_on_by_name(hub, tmp_path):
+    run(DATASET, hub, tmp_path)
+    assert {"data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "README.md"} <= set(
+        hub.files("ada/preferences", "datasets")
+    )
+    card = hub.files("ada/np_btl")["README.md"].decode()
+    assert "datasets:\n- ada/preferences" in card and "6 users" in card
+    assert "| accuracy |" in card and "Accuracy on unseen pairs, 2 choices" in card

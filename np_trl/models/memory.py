@@ -158,7 +158,7 @@ def _bound_curvature(logits: torch.Tensor) -> torch.Tensor:
 def _solve(kernel: torch.Tensor, curvature: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Solve `(1 + W K) a = b` for a, with W the diagonal of the curvatures: `(U, C)`."""
     root = curvature.clamp_min(1e-12).sqrt()  # a root has no gradient at 0
-    system = torch.eye(kernel.shape[-1], device=kernel.device) + root.unsqueeze(2) * kernel * root.unsqueeze(1)
+    equations = torch.eye(kernel.shape[-1], device=kernel.device) + root.unsqueeze(2) * kernel * root.unsqueeze(1)
     right = root.unsqueeze(2) * (kernel @ target.unsqueeze(2))  # (U, C, 1)
-    explained = torch.cholesky_solve(right, torch.linalg.cholesky(system)).squeeze(2)
+    explained = torch.cholesky_solve(right, torch.linalg.cholesky(equations)).squeeze(2)
     return target - root * explained

@@ -153,12 +153,13 @@ def load_adapter(base: PreTrainedModel, path: str, adapter: PeftConfig, film: di
         logger.warning(
             "The weights of %r cannot be compared with those that %r was trained on.", base.name_or_path, path
         )
-    model = FiLMPeftModel.adopt(PeftModel.from_pretrained(base, path, config=adapter, **kwargs))
-    missing = sorted(get_peft_model_state_dict(model).keys() - names)
+    try:
+        model = FiLMPeftModel.adopt(PeftModel.from_pretrained(base, path, config=adapter, **kwargs))
+        missing = sorted(get_peft_model_state_dict(model).keys() - names)
+    except KeyError as error:  # PEFT misses a weight of `modules_to_save`
+        missing = list(error.args)
     if missing:
-        raise ValueError(
-            f"The adapter in {path!r} lacks {len(missing)} weights: {missing[:5]}. They would be random. Save it again."
-        )
+        raise ValueError(f"The adapter in {path!r} lacks weights: {missing[:5]}. They would be random. Save it again.")
     return model
 
 

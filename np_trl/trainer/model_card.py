@@ -178,7 +178,7 @@ def create_card(
     card_data = ModelCardData(
         model_name=model_name,
         base_model=base if _is_on_hub(base) and kind != "reward" else None,
-        datasets=dataset_name if _is_on_hub(dataset_name) else None,
+        datasets=[dataset_name] if _is_on_hub(dataset_name) else None,
         license=None if kind == "reward" else base_license,
         library_name="np_trl" if kind == "adapter" else "transformers",
         pipeline_tag=None if kind == "reward" else task_type,

@@ -1,5 +1,8 @@
 """Policies from paths: FiLM on the base model that a path holds, and checks of what was loaded."""
 
+import logging
+from contextlib import contextmanager
+
 import torch
 from peft import PeftModel, PeftModelForCausalLM
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -82,10 +85,23 @@ def load_policy(
     adapter, film = read_adapter(path, **source)
     fields = {field: film[field] for field in FILM_FIELDS}
     base_revision = adapter.revision if base_model is None else None
-    base = create_policy(
-        base_model or adapter.base_model_name_or_path, fields, revision=base_revision, token=token, **kwargs
-    )
+    with _without_load_report():
+        base = create_policy(
+            base_model or adapter.base_model_name_or_path, fields, revision=base_revision, token=token, **kwargs
+        )
     return load_adapter(base, path, adapter, film, **source)
+
+
+@contextmanager
+def _without_load_report():
+    """Keep transformers from reporting FiLM and the context encoder as new where they come with the adapter."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def create_policy(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTrainedModel:

@@ -62,6 +62,8 @@ class SharingTrainerMixin:
             tags (`str` or `list[str]`, *optional*):
                 Tags beside those of the method.
         """
+        if dataset_name is not None and Path(dataset_name).exists():
+            dataset_name = Path(dataset_name).name  # where it lies is nobody else's concern
         told = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
         self._told = {**self._told, **{name: value for name, value in told.items() if value is not None}}
         self._save_card(self.args.output_dir)
@@ -145,7 +147,7 @@ class SharingTrainerMixin:
 
     def _describe_data(self) -> str:
         name = self._told.get("dataset_name")
-        name = "preference pairs" if name is None else f"`{Path(name).name if Path(name).exists() else name}`"
+        name = "preference pairs" if name is None else f"`{name}`"
         if isinstance(self.train_dataset, IterableDataset):
             return f"{name}, streamed"
         users = len(self.train_dataset.unique("user_id"))

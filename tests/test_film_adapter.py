@@ -1,0 +1,156 @@
+"""Adapters with FiLM: saved so that nothing is lost, loaded onto their own base alone."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from np_trl import FiLMGemmaForCausalLM, NPDPOTrainer, load_policy
+from np_trl.models.checkpoint_format import FORMAT_VERSION
+from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
+
+from .testing_utils import BASES, CONTEXT_CONFIG, dpo_config, style_rows, tiny_base, tiny_policy, tiny_tokenizer
+
+
+USERS = {"latents": torch.randn(2, CONTEXT_CONFIG["latent_size"], generator=torch.Generator().manual_seed(0))}
+TOKENS = torch.arange(3, 17).view(2, 7)
+
+
+def lora(**kwargs) -> LoraConfig:
+    return LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=[1, 2], init_lora_weights=False, **kwargs)
+
+
+@pytest.fixture
+def trainer(tmp_path) -> NPDPOTrainer:
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out"),
+        train_dataset=style_rows(),
+        processing_class=tiny_tokenizer(),
+        peft_config=lora(),
+    )
+    trainer.save_model(tmp_path / "adapter")
+    return trainer
+
+
+def edit(path, name: str, **fields) -> None:
+    file = path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config[name] = {**config[name], **fields}
+    file.write_text(json.dumps(config))
+
+
+def randomise(path) -> None:
+    """Replace the base by one of the same shapes and other weights."""
+    torch.manual_seed(7)
+    base = BASES["gemma"].from_pretrained(path)
+    for parameter in base.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    base.save_pretrained(path)
+
+
+def test_the_model_itself_saves_what_the_trainer_saves(trainer, tmp_path, transformers_log):
+    transformers_log.clear()
+    assert type(trainer.model) is FiLMPeftModel and trainer.model.peft_config["default"].task_type == "CAUSAL_LM"
+    trainer.model.save_pretrained(tmp_path / "directly")
+    expected, actual = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("adapter", "directly")
+    )
+    assert actual == expected and "LORA with FiLM" in actual["peft_type"]
+    policy = load_policy(str(tmp_path / "directly")).eval()
+    assert type(policy) is FiLMPeftModel and isinstance(policy.get_base_model(), FiLMGemmaForCausalLM)
+    logits = trainer.model.eval()(TOKENS, **USERS).logits
+    assert torch.equal(policy(TOKENS, **USERS).logits, logits)
+    assert "MISSING" not in transformers_log.text  # FiLM comes with the adapter
+    policy.save_pretrained(tmp_path / "again")  # and what was loaded saves it too
+    assert torch.equal(load_policy(str(tmp_path / "again")).eval()(TOKENS, **USERS).logits, logits)
+
+
+def test_a_base_with_other_weights_is_refused(trainer, tmp_path):
+    randomise(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"other weights than .* has: 5 of 5 parts differ.*as `base_model`"):
+        load_policy(str(tmp_path / "adapter"))
+
+
+def test_a_base_that_was_trained_further_is_refused(trainer, tmp_path):
+    base = BASES["gemma"].from_pretrained(tmp_path / "base")
+    base.model.layers[2].mlp.up_proj.weight.data *= 1.05
+    base.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"1 of 5 parts differ, such as \['layers.2'\]"):
+        load_policy(str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("kwargs", [{"architecture": "llama"}, {"architecture": "qwen2"}, {"hidden_size": 48}])
+def test_a_base_of_another_kind_is_refused(trainer, tmp_path, kwargs):
+    other = tiny_base(tmp_path / "other", **kwargs)
+    with pytest.raises(ValueError, match="parts differ|takes a"):
+        load_policy(str(tmp_path / "adapter"), base_model=other)
+
+
+def test_a_base_that_moved_is_given_by_hand(trainer, tmp_path):
+    shutil.move(tmp_path / "base", tmp_path / "moved")
+    policy = load_policy(str(tmp_path / "adapter"), base_model=str(tmp_path / "moved")).eval()
+    assert torch.equal(policy(TOKENS, **USERS).logits, trainer.model.eval()(TOKENS, **USERS).logits)
+
+
+@pytest.mark.parametrize("architecture", BASES)
+def test_hashes_see_weights_and_neither_precision_nor_adapters(tmp_path, architecture):
+    model = tiny_policy(tmp_path, architecture)
+    hashes = hash_base_weights(model)
+    assert hashes.keys() == {"embed_tokens", "layers.0", "layers.1", "layers.2", "norm"}
+    assert len(set(hashes.values())) == len(hashes)
+    assert hash_base_weights(model.to(torch.bfloat16)) == hashes
+    assert hash_base_weights(model.to(torch.float16)) == {}  # rounds once more
+    model = type(model).from_pretrained(tmp_path, context_config=CONTEXT_CONFIG)
+    adapted = get_peft_model(model, lora(modules_to_save=["context_encoder", "film", "embed_tokens"]))
+    assert hash_base_weights(adapted.get_base_model(), adapted.peft_config) == hashes
+
+
+def test_adapters_that_are_not_whole_are_refused(trainer, tmp_path):
+    path = tmp_path / "adapter"
+    file = path / "adapter_model.safetensors"
+    content, weights = file.read_bytes(), load_file(file)
+    file.write_bytes(content[:-100])
+    with pytest.raises(OSError, match="The weights of the adapter .* are not whole"):
+        load_policy(str(path))
+    save_file({name: weight for name, weight in weights.items() if "film" not in name}, file)
+    with pytest.raises(ValueError, match="lacks weights: .*film.*would be random"):
+        load_policy(str(path))
+    save_file({name: weight for name, weight in weights.items() if "layers.2" not in name}, file)
+    with pytest.raises(ValueError, match="lacks weights: .*layers.2.*lora_A"):
+        load_policy(str(path))
+    file.unlink()
+    torch.save(weights, path / "adapter_model.bin")
+    with pytest.raises(OSError, match="has no `adapter_model.safetensors`.*pickles, which can run code"):
+        load_policy(str(path))
+
+
+def test_adapters_of_unknown_film_are_refused(trainer, tmp_path):
+    path = tmp_path / "adapter"
+    edit(path, "film", format_version=FORMAT_VERSION + 1)
+    with pytest.raises(ValueError, match=f"this code reads up to {FORMAT_VERSION}"):
+        load_policy(str(path))
+    trainer.save_model(path)
+    config = json.loads((path / "adapter_config.json").read_text())
+    del config["film"]["context_config"]
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"says nothing of \['context_config'\]"):
+        load_policy(str(path))
+
+
+def test_a_folder_as_base_is_warned_of_before_a_push(trainer, monkeypatch, caplog):
+    pushed = []
+    monkeypatch.setattr(PeftModel, "push_to_hub", lambda self, *args, **kwargs: pushed.append(args))
+    trainer.model.push_to_hub("user/adapter")
+    assert pushed == [("user/adapter",)] and "which nobody else has. Push the merged policy instead" in caplog.text
+
+
+def test_an_adapter_without_a_task_is_refused(tmp_path):
+    model = get_peft_model(tiny_policy(tmp_path / "base"), lora(modules_to_save=["context_encoder", "film"]))
+    with pytest.raises(ValueError, match='its adapter has `task_type=None`. Create it with `task_type="CAUSAL_LM"`'):
+        NPDPOTrainer(
+            model, args=dpo_config(tmp_path / "out"), train_dataset=style_rows(), processing_class=tiny_tokenizer()
+        )

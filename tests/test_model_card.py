@@ -1,0 +1,200 @@
+"""Model cards: what they say is true, their metadata are valid, and their programs run."""
+
+import json
+import re
+from functools import partial
+
+import pytest
+from huggingface_hub import ModelCard
+from peft import LoraConfig
+from transformers import AutoTokenizer
+
+from np_trl import NPDPOTrainer, NPRewardTrainer
+from np_trl.trainer.model_card import accuracy_curves, find_license
+
+from .hub import metadata_errors
+from .test_text_context import as_conversation, chat_tokenizer
+from .testing_utils import (
+    ROOT,
+    STYLE_GEMMA,
+    dpo_config,
+    embedded_rows,
+    reward_config,
+    style_rows,
+    tiny_base,
+    tiny_reward_model,
+    tiny_tokenizer,
+    with_embeddings,
+)
+
+
+def policy_trainer(tmp_path, change=lambda rows: rows, lora: bool = True, tokenizer=None, **kwargs) -> NPDPOTrainer:
+    return NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out", **kwargs),
+        train_dataset=change(style_rows()),
+        eval_dataset=change(style_rows(num_users=8, seed=1)),
+        processing_class=tokenizer or tiny_tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=[1, 2]) if lora else None,
+    )
+
+
+def reward_trainer(tmp_path, eval_dataset=None, **kwargs) -> NPRewardTrainer:
+    model = tiny_reward_model(**kwargs)
+    size = model.config.embed_size
+    return NPRewardTrainer(
+        model,
+        args=reward_config(tmp_path / "out"),
+        train_dataset=embedded_rows(embed_size=size),
+        eval_dataset=embedded_rows(embed_size=size, seed=1) if eval_dataset is None else eval_dataset,
+    )
+
+
+def program(card: ModelCard) -> str:
+    return re.search(r"```python\n(.*?)```", card.text, re.S).group(1)
+
+
+def test_curves_are_read_from_evaluation_metrics():
+    metrics = {
+        "eval_nc0_accuracy": 0.5, "eval_nc10_accuracy": 0.9, "eval_nc10_accuracy_se": 0.01, "eval_loss": 1.0,
+        "eval_nc10_shuffled_accuracy": 0.49, "eval_nc10_bayes_accuracy": 1.0, "eval_new_users_nc3_accuracy": 0.7,
+    }  # fmt: skip
+    curve, other = accuracy_curves(metrics)
+    assert (curve.name, curve.num_contexts) == (None, [0, 10])
+    assert curve.rows == {
+        "accuracy": [0.5, 0.9],
+        "standard error": [None, 0.01],
+        "control: other users' choices": [None, 0.49],
+    }
+    assert (other.name, other.num_contexts, other.rows) == ("new_users", [3], {"accuracy": [0.7]})
+
+
+def test_a_card_shows_the_last_evaluation_of_its_trainer(tmp_path):
+    trainer = policy_trainer(tmp_path)
+    trainer.create_model_card(dataset_name="style_population")
+    path = tmp_path / "out" / "README.md"
+    assert "It has not been evaluated." in path.read_text()
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", {**metrics, "eval_nc2_bayes_accuracy": 1.0})
+    card = ModelCard.load(path)
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    row = next(line for line in card.text.splitlines() if line.startswith("| accuracy |"))
+    assert row == f"| accuracy | {results['eval_nc0_accuracy']:.3f} | {results['eval_nc2_accuracy']:.3f} |"
+    assert f"| standard error | {results['eval_nc0_accuracy_se']:.3f} |" in card.text
+    assert f"| control: other users' choices |  | {results['eval_nc2_shuffled_accuracy']:.3f} |" in card.text
+    assert "8 users, none of whom has the id of a training user" in card.text
+    assert "`style_population`, 192 pairs of 16 users" in card.text
+    index = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert index == {
+        "Accuracy on unseen pairs, 0 choices": round(results["eval_nc0_accuracy"], 4),
+        "Accuracy on unseen pairs, 2 choices": round(results["eval_nc2_accuracy"], 4),
+        "Accuracy on unseen pairs, other users' choices, 2 choices": round(results["eval_nc2_shuffled_accuracy"], 4),
+    }
+    # another process, which only saves, takes the file; one that evaluates, its own figures
+    results["eval_nc0_accuracy"] = 0.123
+    (tmp_path / "out" / "eval_results.json").write_text(json.dumps(results))
+    again = policy_trainer(tmp_path)
+    again.save_model()
+    assert "| accuracy | 0.123 |" in path.read_text()
+    again.evaluate()
+    again.save_model()
+    assert "| accuracy | 0.123 |" not in path.read_text()
+
+
+def test_several_evaluation_sets_have_a_table_each(tmp_path):
+    sets = {"friends": embedded_rows(seed=1), "strangers": embedded_rows(num_users=5, seed=2)}
+    trainer = reward_trainer(tmp_path, eval_dataset=sets)
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    text = (tmp_path / "out" / "README.md").read_text()
+    for name in sets:
+        accuracy = metrics[f"eval_{name}_nc0_accuracy"]
+        assert re.search(
+            rf"Evaluation set `{name}`:\n\n\| choices given \| 0 \| 2 \|\n.*\n\| accuracy \| {accuracy:.3f}", text
+        )
+
+
+def test_there_is_a_card_in_every_checkpoint(tmp_path):
+    trainer = policy_trainer(
+        tmp_path, max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1
+    )
+    trainer.train()
+    for step in (1, 2):
+        card = ModelCard.load(tmp_path / "out" / f"checkpoint-{step}" / "README.md")
+        assert f"| `updates` | {step} |" in card.text and card.data.eval_results
+
+
+def test_metadata_are_valid_and_name_no_folder(tmp_path):
+    trainer = policy_trainer(tmp_path)
+    trainer.create_model_card(dataset_name=str(tmp_path / "base"), tags="personalization")
+    trainer.evaluate()
+    trainer.save_model()
+    trainer.save_merged(str(tmp_path / "out" / "merged"))
+    reward = reward_trainer(tmp_path / "reward")
+    reward.evaluate()
+    reward.save_model()
+    for folder, library in (("out", "np_trl"), ("out/merged", "transformers"), ("reward/out", "transformers")):
+        card = ModelCard.load(tmp_path / folder / "README.md")
+        metadata = card.data.to_dict()
+        assert metadata_errors(metadata) == [] and metadata["library_name"] == library
+        assert str(tmp_path) not in card.data.to_yaml()
+        assert {"trl", "generated_from_trainer"} <= set(metadata["tags"]) and metadata["model-index"]
+        assert "huggingface.co/papers/2412.13998" in card.text and card.text.count("```bibtex") == 2
+    assert metadata_errors({"base_model": "/home/me/gemma", "license": "mine"}) == [
+        "base_model: '/home/me/gemma' is not allowed",
+        "license: 'mine' is not allowed",
+    ]
+
+
+def test_the_base_models_licence_is_named(tmp_path):
+    assert find_license(STYLE_GEMMA) == "apache-2.0" and find_license(tiny_base(tmp_path / "base")) is None
+    trainer = NPDPOTrainer(
+        STYLE_GEMMA, args=dpo_config(tmp_path / "out"), train_dataset=style_rows(), processing_class=tiny_tokenizer()
+    )
+    trainer.save_model()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "apache-2.0" and "Its licence applies to this model too: apache-2.0" in card.text
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "full", "columns", "conversation"])
+def test_the_program_of_a_policys_card_runs(tmp_path, capsys, kind):
+    changes = {
+        "columns": partial(with_embeddings, embed_size=6),
+        "conversation": lambda rows: rows.map(as_conversation),
+    }
+    tokenizer = chat_tokenizer() if kind == "conversation" else tiny_tokenizer()
+    trainer = policy_trainer(tmp_path, changes.get(kind, lambda rows: rows), kind != "full", tokenizer)
+    trainer.save_model()
+    folder = tmp_path / "out"
+    if kind == "merged":
+        folder = folder / "merged"
+        trainer.save_merged(str(folder))
+    code = program(ModelCard.load(folder / "README.md"))
+    assert ("load_policy" in code) == (kind not in ("merged", "full")) and str(folder) in code
+    exec(code, {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"conditional": False}, {"embedder": "base"}, {"embedder": "base", "conditional": False}]
+)
+def test_the_program_of_a_reward_models_card_runs(tmp_path, capsys, kwargs):
+    if "embedder" in kwargs:
+        kwargs = {
+            **kwargs,
+            "embedder": {"name_or_path": tiny_base(tmp_path / "base"), "max_length": 64},
+            "embed_size": 32,
+        }
+    trainer = reward_trainer(tmp_path, **kwargs)
+    trainer.save_model()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    exec(program(card), {})
+    assert "tensor(" in capsys.readouterr().out
+    assert ("revision `main`" in card.text) == ("embedder" in kwargs)
+
+
+def test_the_demos_card_is_that_of_the_recipe():
+    card = ModelCard.load(ROOT / "model_cards" / "np_dpo_style.md")
+    assert metadata_errors(card.data.to_dict()) == []
+    assert "AutoModelForCausalLM" in program(card)
+    assert AutoTokenizer.from_pretrained(STYLE_GEMMA)

@@ -1,0 +1,149 @@
+"""A model is loaded whole, from safetensors, by code that knows it, or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from np_trl import FiLMGemmaConfig, FiLMGemmaForCausalLM, NPRewardModel, load_policy
+from np_trl.models.checkpoint_format import FORMAT_VERSION
+
+from .test_remote_code import run_without_np_trl
+from .testing_utils import CONTEXT_CONFIG, tiny_base, tiny_policy, tiny_reward_model
+
+
+LOADERS = {
+    "policy": [FiLMGemmaForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained, load_policy],
+    "reward": [NPRewardModel.from_pretrained, AutoModel.from_pretrained],
+}  # fmt: skip
+
+
+@pytest.fixture(params=LOADERS)
+def saved(request, tmp_path) -> tuple[Path, list]:
+    """A saved policy or reward model, and all ways to load it."""
+    model = tiny_policy(tmp_path / "base") if request.param == "policy" else tiny_reward_model()
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model", LOADERS[request.param]
+
+
+def edit_config(folder: Path, **fields) -> None:
+    """Set fields of a saved configuration; `None` removes one."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def edit_weights(folder: Path, edit) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def assert_refused(saved, error: type[Exception], message: str) -> None:
+    folder, loaders = saved
+    for load in loaders:
+        with pytest.raises(error, match=message):
+            load(str(folder))
+
+
+def test_pickles_are_refused(saved):
+    folder, _ = saved
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert_refused(saved, OSError, "has no `model.safetensors`.*pickles, which can run code")
+    for load in saved[1][:2]:
+        with pytest.raises(ValueError, match="`use_safetensors=False`, but weights are read from safetensors alone"):
+            load(str(folder), use_safetensors=False)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_refused(saved, kept):
+    file = saved[0] / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    assert_refused(saved, OSError, "are not whole .*force_download=True")
+
+
+def test_weights_that_are_absent_are_named(saved):
+    edit_weights(
+        saved[0], lambda weights: [weights.pop(name) for name in list(weights) if "context_encoder.pair" in name]
+    )
+    assert_refused(saved, ValueError, "lack 4 that .* has: .*context_encoder.pair_encoder.*would be random")
+
+
+def test_weights_that_the_code_does_not_know_are_named(saved):
+    def add(weights):
+        (name, *_) = (name for name in weights if name.endswith("context_encoder.empty_set"))
+        weights[name.replace("empty_set", "second_set")] = torch.zeros(3)
+
+    edit_weights(saved[0], add)
+    assert_refused(saved, ValueError, "hold 1 that .* does not know: .*second_set.*would be lost")
+
+
+def test_a_plain_base_must_be_whole(tmp_path):
+    base = Path(tiny_base(tmp_path))
+    edit_weights(base, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ValueError, match="lack 1 that FiLMGemmaForCausalLM has: .*layers.1.mlp.up_proj"):
+        FiLMGemmaForCausalLM.from_pretrained(base, context_config=CONTEXT_CONFIG)
+
+
+def test_a_newer_model_is_refused(saved):
+    edit_config(saved[0], format_version=FORMAT_VERSION + 1)
+    assert_refused(
+        saved, Exception, f"`format_version={FORMAT_VERSION + 1}`, and this code reads up to {FORMAT_VERSION}"
+    )
+
+
+@pytest.mark.parametrize("field", ["film_site", "context_layer", "option_pooling", "context_source", "context_config"])
+def test_a_policys_config_must_say_what_its_film_is(tmp_path, field):
+    tiny_policy(tmp_path / "base").save_pretrained(tmp_path / "model")
+    edit_config(tmp_path / "model", **{field: None})
+    assert_refused((tmp_path / "model", LOADERS["policy"]), ValueError, rf"of a 'film_gemma' has no \['{field}'\]")
+
+
+def test_the_config_of_another_decoder_is_refused(tmp_path):
+    for architecture in ("llama", "qwen2"):
+        base = tiny_base(tmp_path / architecture, architecture)
+        with pytest.raises(
+            ValueError, match=f"of a '{architecture}', but FiLMGemmaConfig takes a 'film_gemma' or a 'gemma'"
+        ):
+            FiLMGemmaForCausalLM.from_pretrained(base)
+    tiny_policy(tmp_path / "policy", "qwen2").save_pretrained(tmp_path / "qwen2_policy")
+    with pytest.raises(ValueError, match="of a 'film_qwen2'"):
+        FiLMGemmaConfig.from_pretrained(tmp_path / "qwen2_policy")
+
+
+def test_an_unsupported_decoder_gets_the_list_of_those_that_are(tmp_path):
+    AutoConfig.for_model("gpt2").save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"of type 'gpt2', which has no FiLM version. Supported: \['gemma', 'gemma2', 'gemma3_text'"
+    ):
+        load_policy(str(tmp_path))
+
+
+def test_shared_code_refuses_too(tmp_path):
+    model = tiny_policy(tmp_path / "base")
+    for name in ("truncated", "newer", "plain"):
+        model.save_pretrained(tmp_path / name)
+    file = tmp_path / "truncated" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    edit_config(tmp_path / "newer", format_version=FORMAT_VERSION + 1)
+    edit_config(tmp_path / "plain", context_config=None)
+    run_without_np_trl(
+        """
+from transformers import AutoModelForCausalLM
+for name, message in (
+    ("truncated", "are not whole"), ("newer", "this code reads up to"), ("plain", "its FiLM and context encoder are unknown")
+):
+    try:
+        AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+    except Exception as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(name)
+""",
+        tmp_path,
+    )
