@@ -244,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
-                "shouldIgnore": file["path"].split("/")[-1] in ignored,
+                "shouldIgnore": is_ignored(file["path"], ignored),
                 "oid": None,
             }
             for file in request["files"]
@@ -347,6 +347,12 @@ ROUTES = [
     ("POST", r"/objects/(?P<oid>\w+)/verify", "verify"),
     ("GET HEAD", rf"{_GIT}{_NAME}/resolve/{_REVISION}/(?P<path>.+)", "file"),
 ]
+
+
+def is_ignored(path: str, patterns: list[str]) -> bool:
+    """Whether names of files or folders in a `.gitignore` hold a path back."""
+    *folders, name = path.split("/")
+    return name in patterns or not {f"{folder}/" for folder in folders}.isdisjoint(patterns)
 
 
 def entry(path: str, content: bytes) -> dict:

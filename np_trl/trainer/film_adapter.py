@@ -76,7 +76,7 @@ class FiLMPeftModel(PeftModelForCausalLM):
         if os.path.isdir(path or ""):
             logger.warning(
                 "The adapter's base is the folder %r, which nobody else has. Push the merged policy instead "
-                "(`NPDPOTrainer.save_merged` with `push_to_hub=True`), or tell people which base to give to "
+                "(`NPDPOTrainer.save_merged` with `repo_id`), or tell people which base to give to "
                 "`load_policy(..., base_model=...)`.", path,
             )  # fmt: skip
 

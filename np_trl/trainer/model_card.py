@@ -4,7 +4,6 @@ Model cards: what a model is, what it was trained on, how well it adapts, and ho
 One is written at every save, from the template in `model_cards/`.
 """
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from enum import Enum
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import cached_file
@@ -50,21 +50,24 @@ class AccuracyCurve:
     rows: dict[str, list[float | None]]
 
 
-def accuracy_curves(metrics: dict[str, float]) -> list[AccuracyCurve]:
+def accuracy_curves(metrics: dict[str, float], names: Iterable[str | None] = (None,)) -> list[AccuracyCurve]:
     """
     Find the curves in what `evaluate` returned, or in `eval_results.json`.
 
     Args:
         metrics (`dict[str, float]`):
             Metrics with keys such as `eval_nc10_accuracy`, or `eval_<set>_nc10_accuracy`.
+        names (`Iterable[str]`, *optional*):
+            Names of the evaluation sets, where there are several. What else is in the metrics, such as other models'
+            figures, is left out.
 
     Returns:
-        `list[AccuracyCurve]`: one for each evaluation set.
+        `list[AccuracyCurve]`: one for each evaluation set with figures.
     """
     values = defaultdict(dict)
     for key, value in metrics.items():
         match = _CURVE_KEY.fullmatch(key)
-        if match is not None and match["name"] in _ROWS:
+        if match is not None and match["set"] in names and match["name"] in _ROWS:
             values[match["set"]][match["name"], int(match["number"])] = value
     curves = []
     for name, found in values.items():
@@ -97,7 +100,7 @@ def evaluation_results(curves: list[AccuracyCurve], task_type: str, dataset_name
             dataset_type=dataset_name or "preferences",
             dataset_name=" ".join(part for part in (dataset_name or "preferences", curve.name) if part),
             metric_type="accuracy",
-            metric_name=f"{name}, {number} choices",
+            metric_name=f"{name}, {number} choice{'' if number == 1 else 's'}",
             metric_value=round(value, 4),
         )
         for curve in curves
@@ -140,7 +143,7 @@ def describe_context_encoder(config: ContextEncoderConfig) -> dict:
 def create_card(
     kind: str,
     model_name: str,
-    metrics: dict[str, float],
+    curves: list[AccuracyCurve],
     settings: dict,
     base: str | None,
     base_revision: str | None = None,
@@ -156,8 +159,8 @@ def create_card(
             `"merged"`, `"adapter"` or `"reward"`.
         model_name (`str`):
             Name of the model.
-        metrics (`dict[str, float]`):
-            What `evaluate` returned.
+        curves (`list[AccuracyCurve]`):
+            How well it adapts.
         settings (`dict`):
             Hyper-parameters, by name.
         base (`str`, *optional*), base_revision (`str`, *optional*):
@@ -172,7 +175,6 @@ def create_card(
     Returns:
         [`~huggingface_hub.ModelCard`]
     """
-    curves = accuracy_curves(metrics)
     base_license = None if base is None else find_license(base, base_revision)
     task_type = "text-classification" if kind == "reward" else "text-generation"
     card_data = ModelCardData(
@@ -199,6 +201,11 @@ def create_card(
     )
 
 
+def public_name(path: str) -> str:
+    """Return a name on the Hub as it is, and of a path on this machine the last part: the rest is nobody else's concern."""
+    return Path(path).name if Path(path).exists() else path
+
+
 def _show(value) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_show, value))
@@ -208,13 +215,13 @@ def _show(value) -> str:
 
 
 def _is_on_hub(name: str | None) -> bool:
-    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not os.path.exists(name)
+    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def _describe(base: str | None, revision: str | None) -> str:
     if base is None:
         return "not named"
     if not _is_on_hub(base):
-        return f"a local folder, `{os.path.basename(os.path.normpath(base))}`"
+        return f"a local folder, `{public_name(base)}`"
     link = f"[{base}](https://huggingface.co/{base})"
     return link if revision is None else f"{link} at `{revision}`"

@@ -18,7 +18,7 @@ from np_trl.models import ContextEncoder
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.film_adapter import FiLMPeftModel
-from np_trl.trainer.model_card import describe_context_encoder
+from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import (
     NP_MODULES,
@@ -95,7 +95,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         **kwargs,
     ):
         args = NPDPOConfig("NP-DPO") if args is None else args
-        self._base_revision = None
+        self._base_revision = self._context_encoder_start = None
         if isinstance(model, str):
             self._base_revision = find_commit(model, **(args.model_init_kwargs or {}))
             model = _create_model(model, args, train_dataset, quantization_config)
@@ -142,6 +142,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                         f"against {target.config.to_diff_dict()}. Set the same fields in `film_kwargs['context_config']`."
                     )
                 target.load_state_dict(source.state_dict())
+        self._context_encoder_start = public_name(path)
 
     def save_merged(self, output_dir: str, repo_id: str | None = None) -> None:
         """
@@ -160,8 +161,8 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         model = model.merge_and_unload() if isinstance(model, PeftModel) else model
         model.save_pretrained(output_dir)
         self.processing_class.save_pretrained(output_dir)
-        source = repo_id or str(output_dir)
-        self._save_card(output_dir, kind="merged", source=source, model_name=source.split("/")[-1])
+        named = {} if repo_id is None else {"source": repo_id, "model_name": repo_id.split("/")[-1]}
+        self._save_card(output_dir, kind="merged", **{"source": str(output_dir), **named})
         if repo_id is not None:
             api = HfApi(token=self.args.hub_token)
             api.create_repo(repo_id, private=self.args.hub_private_repo, exist_ok=True)
@@ -200,7 +201,10 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             settings |= {name: adapter[name] for name in names if adapter.get(name)}
         config = model.config
         settings |= {name: getattr(config, name) for name in FILM_FIELDS if name != "context_config"}
-        return settings | describe_context_encoder(config.context_config)
+        settings |= describe_context_encoder(config.context_config)
+        if self._context_encoder_start is not None:
+            settings["context encoder: started from"] = self._context_encoder_start
+        return settings
 
     # Override: check the rows, and tokenise rows that are tasks already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):

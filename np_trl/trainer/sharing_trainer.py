@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from np_trl.trainer.model_card import accuracy_curves, create_card
+from np_trl.trainer.model_card import AccuracyCurve, accuracy_curves, create_card, public_name
 
 
 class SharingTrainerMixin:
@@ -62,8 +62,7 @@ class SharingTrainerMixin:
             tags (`str` or `list[str]`, *optional*):
                 Tags beside those of the method.
         """
-        if dataset_name is not None and Path(dataset_name).exists():
-            dataset_name = Path(dataset_name).name  # where it lies is nobody else's concern
+        dataset_name = None if dataset_name is None else public_name(dataset_name)
         told = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
         self._told = {**self._told, **{name: value for name, value in told.items() if value is not None}}
         self._save_card(self.args.output_dir)
@@ -99,11 +98,11 @@ class SharingTrainerMixin:
         """Write the model card to a folder; `facts` are those that differ from this trainer's."""
         if not self.is_world_process_zero():
             return
-        source, tags = self.hub_model_id or str(output_dir), self._told.get("tags", [])
+        tags = self._told.get("tags", [])
         variables = {
-            "source": source,
-            "model_name": Path(source).name,
-            "metrics": self._evaluation_metrics(),
+            "source": self.hub_model_id or str(output_dir),
+            "model_name": Path(self.hub_model_id or self.args.output_dir).name,
+            "curves": self._accuracy_curves(),
             "method": self._name,
             "paper_title": self._paper["title"],
             "paper_id": self._paper["id"],
@@ -123,17 +122,18 @@ class SharingTrainerMixin:
         """Variables of the template that depend on the model: its kind, its base, and how it is used."""
         raise NotImplementedError
 
-    def _evaluation_metrics(self) -> dict[str, float]:
+    def _accuracy_curves(self) -> list[AccuracyCurve]:
         """The last evaluation: of this trainer, or else of `eval_results.json`."""
+        names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
         metrics = dict(self._saved_metrics)
-        evaluations = [entry for entry in self.state.log_history if accuracy_curves(entry)]
+        evaluations = [entry for entry in self.state.log_history if accuracy_curves(entry, names)]
         for entry in evaluations:
             if entry["step"] == evaluations[-1]["step"]:  # several evaluation sets have an entry each
                 metrics |= entry
         path = Path(self.args.output_dir, "eval_results.json")
         if not metrics and path.exists():
             metrics = json.loads(path.read_text())
-        return metrics
+        return accuracy_curves(metrics, names)
 
     def _settings(self) -> dict[str, str]:
         args = self.args
