@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 from huggingface_hub import ModelCard
 from peft import LoraConfig
-from transformers import AutoTokenizer
 
 from np_trl import NPDPOTrainer, NPRewardTrainer
 from np_trl.trainer.model_card import accuracy_curves, find_license
@@ -194,8 +193,18 @@ def test_the_program_of_a_reward_models_card_runs(tmp_path, capsys, kwargs):
     assert ("revision `main`" in card.text) == ("embedder" in kwargs)
 
 
-def test_the_demos_card_is_that_of_the_recipe():
-    card = ModelCard.load(ROOT / "model_cards" / "np_dpo_style.md")
-    assert metadata_errors(card.data.to_dict()) == []
-    assert "AutoModelForCausalLM" in program(card)
-    assert AutoTokenizer.from_pretrained(STYLE_GEMMA)
+def test_the_demos_reviewed_card_is_that_of_the_template(tmp_path):
+    reviewed = ModelCard.load(ROOT / "model_cards" / "np_dpo_style.md")
+    trainer = policy_trainer(tmp_path)
+    trainer.save_merged(str(tmp_path / "merged"))
+    written = ModelCard.load(tmp_path / "merged" / "README.md")
+    assert metadata_errors(reviewed.data.to_dict()) == []
+    assert program(reviewed) == program(written).replace(str(tmp_path / "merged"), "runs/np_dpo_style/merged")
+    headings = re.compile(r"^## .*", re.M)
+    assert headings.findall(reviewed.text) == headings.findall(written.text)
+    accuracy = re.search(r"^\| accuracy \|(.*)\|$", reviewed.text, re.M).group(1).split("|")
+    metrics = {result.metric_name: result.metric_value for result in reviewed.data.eval_results}
+    shown = zip((0, 1, 3, 5, 10), accuracy, strict=True)
+    for number, value in shown:
+        choices = "1 choice" if number == 1 else f"{number} choices"
+        assert f"{metrics[f'Accuracy on unseen pairs, {choices}']:.3f}" == value.strip()
