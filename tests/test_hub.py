@@ -143,7 +143,11 @@ for name in ("ada/np_btl", "ada/np_btl_direct"):
     reward = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
     rewards = reward.score(expected["options"], reward.infer_user(expected["pairs"]))
     torch.testing.assert_close(rewards, expected["rewards"], **close)
-assert "np_trl" not in sys.modules or sys.modules["np_trl"] is None
+model.push_to_hub("ada/shared_again")  # the code goes on with it
+again = AutoModelForCausalLM.from_pretrained("ada/shared_again", trust_remote_code=True).eval()
+with torch.no_grad():
+    assert torch.equal(again(**inputs, latents=latents).logits, logits)
+assert sys.modules["np_trl"] is None
 """
 
 PULL_THE_ADAPTER = """
@@ -317,7 +321,7 @@ sys.path.insert(0, os.environ["EXAMPLES"])
 sys.argv = [
     script, "--dataset_name", "ada/preferences", "--output_dir", "reward", "--max_steps", "2", "--num_targets", "8",
     "--max_context", "4", "--eval_num_contexts", "0", "2", "--hidden_size", "16", "--report_to", "none", "--push_to_hub",
-    "--hub_model_id", "ada/np_btl",
+    "--hub_model_id", "ada/np_btl", "--save_strategy", "steps", "--save_steps", "1",
 ]
 runpy.run_path(script, run_name="__main__")
 """
@@ -328,6 +332,10 @@ def test_preferences_are_pushed_and_trained_on_by_name(hub, tmp_path):
     assert {"data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "README.md"} <= set(
         hub.files("ada/preferences", "datasets")
     )
+    pushes = [files for files in hub.repositories["models", "ada/np_btl"].commits.values() if files]
+    assert len(pushes) > 1  # in the course of training, and at its end
+    for files in pushes:
+        assert {"model.safetensors", "modeling_np_reward.py", "config.json"} <= files.keys()
     card = hub.files("ada/np_btl")["README.md"].decode()
     assert "datasets:\n- ada/preferences" in card and "6 users" in card
     assert "| accuracy |" in card and "Accuracy on unseen pairs, 2 choices" in card
