@@ -54,6 +54,7 @@ class ScriptArguments:
     repo_id: str | None = field(
         default=None, metadata={"help": "Dataset on the Hub to push the embeddings to, for `--embeddings`."}
     )
+    private: bool = field(default=False, metadata={"help": "Whether that dataset is private."})
     split: list[str] = field(
         default_factory=lambda: ["train"], metadata={"help": "Splits of datasets that have several."}
     )
@@ -155,7 +156,7 @@ def main(script_args: ScriptArguments) -> None:
     table = pa.Table.from_batches(list(embed_all(embedder, options, device, script_args.batch_size)))
     save_table(table, Path(script_args.output_file))
     if script_args.repo_id is not None:
-        Dataset(table).push_to_hub(script_args.repo_id)
+        Dataset(table).push_to_hub(script_args.repo_id, private=script_args.private)
     print(f"{len(options)} texts, embeddings of size {table['embedding'].type.list_size}: {script_args.output_file}")
 
 

@@ -52,6 +52,7 @@ class ScriptArguments:
     repo_id: str | None = field(
         default=None, metadata={"help": "Dataset on the Hub to push the splits to, for `--dataset_name`."}
     )
+    private: bool = field(default=False, metadata={"help": "Whether that dataset is private."})
     dataset_name: list[str] = field(
         default_factory=list,
         metadata={
@@ -115,7 +116,9 @@ PREPARE = {
 def main(script_args: ScriptArguments) -> None:
     if script_args.source not in PREPARE:
         raise ValueError(f"`source={script_args.source!r}` is unknown. Choose one of {list(PREPARE)}.")
-    save_splits(PREPARE[script_args.source](script_args), script_args.output_dir, script_args.repo_id)
+    save_splits(
+        PREPARE[script_args.source](script_args), script_args.output_dir, script_args.repo_id, script_args.private
+    )
 
 
 if __name__ == "__main__":

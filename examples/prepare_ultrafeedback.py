@@ -65,6 +65,7 @@ class ScriptArguments:
     repo_id: str | None = field(
         default=None, metadata={"help": "Dataset on the Hub to push the splits to, for `--dataset_name`."}
     )
+    private: bool = field(default=False, metadata={"help": "Whether that dataset is private."})
     dataset_name: str = field(
         default="openbmb/UltraFeedback",
         metadata={"help": "UltraFeedback; or any table with `prompt`, `response` and scores, one row a response."},
@@ -132,7 +133,7 @@ def main(script_args: ScriptArguments) -> None:
     )
     if script_args.mixture is None:  # `group` says it
         splits = {split: dataset.remove_columns("weights") for split, dataset in splits.items()}
-    save_splits(splits, script_args.output_dir, script_args.repo_id)
+    save_splits(splits, script_args.output_dir, script_args.repo_id, script_args.private)
 
 
 if __name__ == "__main__":

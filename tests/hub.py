@@ -237,9 +237,10 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, {})
 
     def preupload(self, kind: str, name: str, revision: str) -> None:
-        self._resolve(self._find(kind, name, write=True), revision)
+        repository = self._find(kind, name, write=True)
+        hosted = repository.commits[self._resolve(repository, revision)].get(".gitignore", b"").decode()
         request = json.loads(self.body)
-        ignored = request.get("gitIgnore", "").split()
+        ignored = request.get("gitIgnore", hosted).split()
         files = [
             {
                 "path": file["path"],

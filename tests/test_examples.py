@@ -248,4 +248,4 @@ def test_a_user_file_without_completions_is_refused(tmp_path):
     tiny_base(tmp_path / "base")
     command = [sys.executable, str(EXAMPLES / "generate.py"), "--model_name_or_path", "base", "--user", "user.json"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode != 0 and "Pair 0 in 'user.json' has no ['rejected']" in result.stderr
+    assert result.returncode != 0 and "Pair 0 has no ['rejected']" in result.stderr

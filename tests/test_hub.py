@@ -147,7 +147,6 @@ model.push_to_hub("ada/shared_again")  # the code goes on with it
 again = AutoModelForCausalLM.from_pretrained("ada/shared_again", trust_remote_code=True).eval()
 with torch.no_grad():
     assert torch.equal(again(**inputs, latents=latents).logits, logits)
-assert sys.modules["np_trl"] is None
 """
 
 PULL_THE_ADAPTER = """
@@ -297,7 +296,10 @@ def test_a_connection_that_dies_leaves_nothing_half_written(hub, tmp_path):
     # while it comes down: nothing is loaded of a file that is not whole
     hub.faults += [Fault("GET", "model.safetensors", "die")] * 20
     pull = REWARD_MODEL + 'tell(pull, "ada/model")\n'
-    assert run(pull, hub, tmp_path, cache="new").startswith("failed")
+    failed = run(pull, hub, tmp_path, cache="new")
+    assert (
+        failed.startswith("failed") and "pickles" not in failed and ("ada/model" in failed or "disconnected" in failed)
+    )
     hub.faults.clear()
     assert run(pull, hub, tmp_path, cache="new") == "pulled 2\n"
 
@@ -322,6 +324,7 @@ sys.argv = [
     script, "--dataset_name", "ada/preferences", "--output_dir", "reward", "--max_steps", "2", "--num_targets", "8",
     "--max_context", "4", "--eval_num_contexts", "0", "2", "--hidden_size", "16", "--report_to", "none", "--push_to_hub",
     "--hub_model_id", "ada/np_btl", "--save_strategy", "steps", "--save_steps", "1",
+    "--hub_strategy", "checkpoint",
 ]
 runpy.run_path(script, run_name="__main__")
 """
@@ -334,6 +337,8 @@ def test_preferences_are_pushed_and_trained_on_by_name(hub, tmp_path):
     )
     pushes = [files for files in hub.repositories["models", "ada/np_btl"].commits.values() if files]
     assert len(pushes) > 1  # in the course of training, and at its end
+    assert "last-checkpoint/optimizer.pt" in pushes[-1]  # which was asked for
+    assert not [path for path in pushes[-1] if path.endswith("training_args.bin")]
     for files in pushes:
         assert {"model.safetensors", "modeling_np_reward.py", "config.json"} <= files.keys()
     card = hub.files("ada/np_btl")["README.md"].decode()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 
 import pytest
@@ -147,13 +148,78 @@ def test_metadata_are_valid_and_name_no_folder(tmp_path):
 
 
 def test_the_base_models_licence_is_named(tmp_path):
-    assert find_license(STYLE_GEMMA) == "apache-2.0" and find_license(tiny_base(tmp_path / "base")) is None
+    assert find_license(STYLE_GEMMA) == {"license": "apache-2.0"} and find_license(tiny_base(tmp_path / "base")) == {}
     trainer = NPDPOTrainer(
         STYLE_GEMMA, args=dpo_config(tmp_path / "out"), train_dataset=style_rows(), processing_class=tiny_tokenizer()
     )
     trainer.save_model()
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "apache-2.0" and "Its licence applies to this model too: apache-2.0" in card.text
+
+
+@pytest.mark.parametrize(
+    "card",
+    ["---\nlicense: [mit\n---\n", "---\n- license\n---\n", "no metadata", None],
+    ids=["broken", "list", "none", "absent"],
+)
+def test_a_base_whose_licence_cannot_be_read_stops_no_save(tmp_path, card):
+    trainer = policy_trainer(tmp_path)
+    if card is None:
+        shutil.rmtree(tmp_path / "base")
+    else:
+        (tmp_path / "base" / "README.md").write_text(card)
+    trainer.save_model()
+    assert "could not be looked up" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_licences_name_and_link_come_along(tmp_path):
+    tiny_base(tmp_path / "base")
+    metadata = "license: other\nlicense_name: research\nlicense_link: https://example.org/licence"
+    (tmp_path / "base" / "README.md").write_text(f"---\n{metadata}\n---\n# base\n")
+    assert find_license(str(tmp_path / "base")) == {
+        "license": "other", "license_name": "research", "license_link": "https://example.org/licence"
+    }  # fmt: skip
+
+
+def test_the_figures_are_those_of_the_weights_and_of_the_evaluation_set(tmp_path):
+    trainer = policy_trainer(
+        tmp_path, max_steps=3, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1, learning_rate=0.3,
+        load_best_model_at_end=True, metric_for_best_model="nc2_accuracy",
+    )  # fmt: skip
+    trainer.train()
+    trainer.evaluate(style_rows(num_users=3, seed=5))  # other users
+    trainer.save_model()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    metrics = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert metrics["Accuracy on unseen pairs, 2 choices"] == round(trainer.state.best_metric, 4)
+    assert f"| `updates` | {trainer.state.best_global_step} |" in card.text and "8 users" in card.text
+
+
+def test_a_pushed_card_names_no_folder_of_this_machine(tmp_path):
+    trainer = policy_trainer(tmp_path)
+    trainer.hub_model_id = "user/policy"  # as `push_to_hub` sets it
+    trainer.save_model()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert str(tmp_path) not in text and 'load_policy("user/policy", base_model="path/to/base")' in text
+    embedder = {"name_or_path": tiny_base(tmp_path / "embedder"), "max_length": 64}
+    reward = reward_trainer(tmp_path / "reward", embedder=embedder, embed_size=32)
+    reward.hub_model_id = "user/reward"
+    reward.save_model()
+    text = (tmp_path / "reward" / "out" / "README.md").read_text()
+    assert str(tmp_path) not in text and "embedded by `embedder`" in text
+
+
+def test_rows_that_are_tokenised_already_have_a_card(tmp_path):
+    columns = ["user_id", "prompt_ids", "chosen_ids", "rejected_ids"]
+    rows = policy_trainer(tmp_path).train_dataset.select_columns(columns)
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out"),
+        train_dataset=rows,
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.save_model()
+    assert "192 pairs of 16 users" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "full", "columns", "conversation"])

@@ -15,6 +15,7 @@ PAIRS = [
     {"prompt": "How do I sell the lamp?", "chosen": " prepare the area", "rejected": " proceed with care"},
 ]
 CHAT_TEMPLATE = (
+    "{{ greeting }}"
     "{% for message in messages %}{{ '<bos>' + message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<bos>assistant: ' }}{% endif %}"
 )
@@ -31,21 +32,24 @@ def as_conversation(pair: dict) -> dict:
     return {**pair, **{key: [{"role": role, "content": pair[key]}] for key, role in roles.items()}}
 
 
-def build(tmp_path, dataset, tokenizer) -> NPDPOTrainer:
+def build(tmp_path, dataset, tokenizer, **kwargs) -> NPDPOTrainer:
     return NPDPOTrainer(
         tiny_base(tmp_path / "base"),
-        args=dpo_config(tmp_path / "out"),
+        args=dpo_config(tmp_path / "out", **kwargs),
         train_dataset=dataset,
         processing_class=tokenizer,
     )
 
 
-@pytest.mark.parametrize("conversational", [False, True])
-def test_tokens_and_embeddings_are_those_of_training(tmp_path, conversational):
+@pytest.mark.parametrize("kind", ["strings", "conversations", "with template arguments"])
+@pytest.mark.parametrize("truncation", [{}, {"max_length": 32}, {"max_length": 32, "truncation_mode": "keep_end"}])
+def test_tokens_and_embeddings_are_those_of_training(tmp_path, kind, truncation):
     dataset, tokenizer = style_rows(num_users=2), tiny_tokenizer()
-    if conversational:
+    if kind != "strings":
         dataset, tokenizer = dataset.map(as_conversation), chat_tokenizer()
-    trainer = build(tmp_path, dataset, tokenizer)
+    if kind == "with template arguments":
+        dataset = dataset.add_column("chat_template_kwargs", [{"greeting": "hello"}] * len(dataset))
+    trainer = build(tmp_path, dataset, tokenizer, **truncation)
     pairs = dataset.select(range(12)).to_list()
     for pair, row in zip(pairs, trainer.train_dataset, strict=False):
         start, chosen, rejected = tokenize_pair(pair, tokenizer)
@@ -66,8 +70,7 @@ def test_completions_start_where_the_tokens_differ_from_the_prompt(tmp_path):
     pair = {"prompt": "How do I tak", "chosen": "e it slow", "rejected": "e care"}
     start, chosen, _ = tokenize_pair(pair, tokenizer)
     prompt = tokenizer(pair["prompt"])["input_ids"]
-    assert chosen[:start] == prompt[:start]
-    assert start < len(prompt) or tokenizer(pair["prompt"] + pair["chosen"])["input_ids"][start - 1] == prompt[-1]
+    assert start < len(prompt) and chosen[:start] == prompt[:start]
     assert (
         build(tmp_path, style_rows().map(lambda row: pair), tokenizer).train_dataset[0]["prompt_ids"] == chosen[:start]
     )

@@ -29,11 +29,12 @@ def saved(request, tmp_path) -> tuple[Path, list]:
     return tmp_path / "model", LOADERS[request.param]
 
 
-def edit_config(folder: Path, **fields) -> None:
-    """Set fields of a saved configuration; `None` removes one."""
+def edit_config(folder: Path, remove: str | None = None, **fields) -> None:
+    """Set fields of a saved configuration, or remove one."""
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **fields}
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    config.pop(remove, None)
+    path.write_text(json.dumps(config))
 
 
 def edit_weights(folder: Path, edit) -> None:
@@ -74,6 +75,35 @@ def test_weights_that_are_absent_are_named(saved):
     assert_refused(saved, ValueError, "lack 4 that .* has: .*context_encoder.pair_encoder.*would be random")
 
 
+@pytest.mark.parametrize("remove", [None, "architectures"])
+def test_a_policy_without_film_is_no_plain_base(tmp_path, remove):
+    tiny_policy(tmp_path / "base").save_pretrained(tmp_path / "model")
+    edit_weights(tmp_path / "model", lambda weights: [weights.pop(name) for name in list(weights) if "film" in name])
+    edit_config(tmp_path / "model", remove=remove)
+    assert_refused((tmp_path / "model", LOADERS["policy"]), ValueError, "lack 2 that .* has: .*film.bias")
+
+
+def test_a_missing_shard_is_not_taken_for_a_pickle(tmp_path):
+    tiny_policy(tmp_path / "base").save_pretrained(tmp_path / "model", max_shard_size="50KB")
+    shards = sorted((tmp_path / "model").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert isinstance(load_policy(str(tmp_path / "model")), FiLMGemmaForCausalLM)
+    shards[0].unlink()
+    with pytest.raises(Exception, match=shards[0].name) as raised:
+        load_policy(str(tmp_path / "model"))
+    assert "pickles" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["film_gemma", "np_reward"])
+def test_what_is_saved_is_of_this_codes_format(tmp_path, monkeypatch, name):
+    module = f"np_trl.models.configuration_{'film' if name == 'film_gemma' else name}"
+    config = AutoConfig.for_model(name)
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(f"{module}.FORMAT_VERSION", FORMAT_VERSION + 1)
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == FORMAT_VERSION + 1
+
+
 def test_weights_that_the_code_does_not_know_are_named(saved):
     def add(weights):
         (name, *_) = (name for name in weights if name.endswith("context_encoder.empty_set"))
@@ -100,7 +130,7 @@ def test_a_newer_model_is_refused(saved):
 @pytest.mark.parametrize("field", ["film_site", "context_layer", "option_pooling", "context_source", "context_config"])
 def test_a_policys_config_must_say_what_its_film_is(tmp_path, field):
     tiny_policy(tmp_path / "base").save_pretrained(tmp_path / "model")
-    edit_config(tmp_path / "model", **{field: None})
+    edit_config(tmp_path / "model", remove=field)
     assert_refused((tmp_path / "model", LOADERS["policy"]), ValueError, rf"of a 'film_gemma' has no \['{field}'\]")
 
 
@@ -131,7 +161,7 @@ def test_shared_code_refuses_too(tmp_path):
     file = tmp_path / "truncated" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     edit_config(tmp_path / "newer", format_version=FORMAT_VERSION + 1)
-    edit_config(tmp_path / "plain", context_config=None)
+    edit_config(tmp_path / "plain", remove="context_config")
     run_without_np_trl(
         """
 from transformers import AutoModelForCausalLM

@@ -141,7 +141,9 @@ def split_by_hash(dataset: Dataset, column: str) -> dict[str, Dataset]:
     return {split: dataset.select(indices) for split, indices in rows.items()}
 
 
-def save_splits(splits: dict[str, Dataset], output_dir: str, repo_id: str | None = None) -> None:
+def save_splits(
+    splits: dict[str, Dataset], output_dir: str, repo_id: str | None = None, private: bool = False
+) -> None:
     """
     Save preference pairs as `train.parquet`, `validation.parquet`, ..., with their numbers in the log.
 
@@ -152,6 +154,8 @@ def save_splits(splits: dict[str, Dataset], output_dir: str, repo_id: str | None
             Folder, which is made where it is absent.
         repo_id (`str`, *optional*):
             Name of a dataset on the Hub that they are pushed to as well, for `--dataset_name`.
+        private (`bool`, *optional*, defaults to `False`):
+            Whether that dataset is private, if it is new.
     """
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     for name, dataset in splits.items():
@@ -159,7 +163,7 @@ def save_splits(splits: dict[str, Dataset], output_dir: str, repo_id: str | None
         dataset.to_parquet(path)
         logger.info("%s: %d pairs of %d users", path, len(dataset), len(dataset.unique("user_id")))
     if repo_id is not None:
-        DatasetDict(splits).push_to_hub(repo_id)
+        DatasetDict(splits).push_to_hub(repo_id, private=private)
 
 
 def with_roles(contexts: Dataset, targets: Dataset) -> Dataset:

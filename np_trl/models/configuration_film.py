@@ -9,8 +9,17 @@ from .configuration_context_encoder import ContextEncoderConfig
 FILM_SITES = ("block", "attention")
 OPTION_POOLINGS = ("mean", "last")
 CONTEXT_SOURCES = ("trunk", "columns")
+TRUNCATIONS = ("keep_start", "keep_end")
 # what a saved policy says of its FiLM
-FILM_FIELDS = ("film_site", "context_layer", "option_pooling", "context_source", "context_config")
+FILM_FIELDS = (
+    "film_site",
+    "context_layer",
+    "option_pooling",
+    "context_source",
+    "context_max_length",
+    "context_truncation",
+    "context_config",
+)
 
 
 # a dataclass of its own: only then do the fields reach the configurations that mix it in
@@ -31,6 +40,9 @@ class FiLMConfigMixin:
             How the hidden states of a completion become one embedding: `"mean"` over its tokens, or its `"last"`.
         context_source (`str`, *optional*, defaults to `"trunk"`):
             What embeds the users' options: the `"trunk"`, or another model, whose embeddings are `"columns"` of the data.
+        context_max_length (`int`, *optional*), context_truncation (`str`, *optional*, defaults to `"keep_start"`):
+            Largest number of tokens that the trunk embeds of a prompt and its completion, and which are kept, the first or
+            the last (`"keep_end"`): those of training.
         context_config (`dict` or [`ContextEncoderConfig`], *optional*):
             The context encoder. Its `embed_size` is the hidden size if not set, as for embeddings from the trunk.
         format_version (`int`, *optional*):
@@ -43,11 +55,14 @@ class FiLMConfigMixin:
     context_layer: int | None = None
     option_pooling: str = "mean"
     context_source: str = "trunk"
+    context_max_length: int | None = None
+    context_truncation: str = "keep_start"
     context_config: dict | ContextEncoderConfig | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
         check_format(self.format_version)
+        self.format_version = FORMAT_VERSION  # in which it will be saved
         if self.context_config is None or isinstance(self.context_config, dict):
             fields = {"embed_size": self.hidden_size, **(self.context_config or {})}
             self.context_config = ContextEncoderConfig(**fields)
@@ -96,6 +111,7 @@ class FiLMConfigMixin:
             ("film_site", FILM_SITES),
             ("option_pooling", OPTION_POOLINGS),
             ("context_source", CONTEXT_SOURCES),
+            ("context_truncation", TRUNCATIONS),
         ):
             value = getattr(self, field)
             if value not in allowed:

@@ -60,6 +60,7 @@ class NPRewardModelConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_format(self.format_version)
+        self.format_version = FORMAT_VERSION  # in which it will be saved
         if self.context_config is None or isinstance(self.context_config, dict):
             fields = {**(self.context_config or {}), "embed_size": self.embed_size}
             self.context_config = ContextEncoderConfig(**fields)

@@ -11,12 +11,12 @@ class TextContextMixin:
 
     def embed_pairs(self, pairs: list[dict], tokenizer) -> torch.Tensor:
         """
-        Embed a user's choices, given as text, with the trunk. Tokens are those of training.
+        Embed a user's choices, given as text, with the trunk. Tokens are those of training, as TRL's DPO trainer makes them.
 
         Args:
             pairs (`list[dict]`):
                 C preference pairs with `prompt`, `chosen` and `rejected`: strings, or conversations (lists of messages
-                with `role` and `content`).
+                with `role` and `content`, and, *optional*, the keys `tools` and `chat_template_kwargs`).
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
                 The policy's tokenizer.
 
@@ -29,9 +29,14 @@ class TextContextMixin:
         if not pairs:
             raise ValueError("`pairs` is empty. Pass at least one pair, or call `infer_user`, which takes none too.")
         check_pairs(pairs, ("prompt", *SIDES))
-        tokenized = [tokenize_pair(pair, tokenizer) for pair in pairs]
-        options = [option for _, *options in tokenized for option in options]  # 2C
-        starts = torch.tensor([[start] * len(SIDES) for start, *_ in tokenized]).view(-1, 1)  # (2C, 1)
+        options, starts = [], []  # 2C each
+        for pair in pairs:
+            start, *pair_options = tokenize_pair(pair, tokenizer)
+            for option in pair_options:
+                kept, new_start = self._truncate(option, start)
+                options.append(kept)
+                starts.append(new_start)
+        starts = torch.tensor(starts).unsqueeze(1)  # (2C, 1)
         input_ids = pad_sequence([torch.tensor(option) for option in options], batch_first=True)  # (2C, T)
         lengths = torch.tensor([len(option) for option in options]).unsqueeze(1)  # (2C, 1)
         positions = torch.arange(input_ids.shape[1])
@@ -39,6 +44,15 @@ class TextContextMixin:
         completion_mask = attention_mask * (positions >= starts)
         embeds = self.embed_options(*(x.to(self.device) for x in (input_ids, attention_mask, completion_mask)))
         return embeds.view(1, len(pairs), len(SIDES), -1)
+
+    def _truncate(self, option: list[int], start: int) -> tuple[list[int], int]:
+        """Truncate an option as in training; `start` is that of its completion."""
+        length = self.config.context_max_length
+        if length is None or len(option) <= length:
+            return option, start
+        if self.config.context_truncation == "keep_start":
+            return option[:length], start
+        return option[-length:], max(0, start - len(option) + length)
 
     @torch.no_grad()
     def infer_user(self, pairs: list[dict], tokenizer) -> torch.Tensor:
@@ -88,10 +102,9 @@ def tokenize_pair(pair: dict, tokenizer) -> tuple[int, list[int], list[int]]:
         texts = [prompt + _with_eos(pair[side], tokenizer.eos_token) for side in SIDES]
         chosen_ids, rejected_ids = tokenizer(texts)["input_ids"]
     else:
-        prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        chosen_ids, rejected_ids = (
-            tokenizer.apply_chat_template(prompt + pair[side], return_dict=False) for side in SIDES
-        )
+        kwargs = {"tools": pair.get("tools"), "return_dict": False, **(pair.get("chat_template_kwargs") or {})}
+        prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **kwargs)
+        chosen_ids, rejected_ids = (tokenizer.apply_chat_template(prompt + pair[side], **kwargs) for side in SIDES)
     # tokens may merge where the prompt ends: the completions start where they differ from it
     start = min(_common_length(prompt_ids, option_ids) for option_ids in (chosen_ids, rejected_ids))
     return start, chosen_ids, rejected_ids

@@ -1,5 +1,13 @@
 """Weights come from safetensors, and whole, or not at all."""
 
+from transformers import PreTrainedConfig
+
+
+WHY_SAFETENSORS = "weights are read from safetensors alone: `.bin` and `.pt` files are pickles, which can run code."
+
+# what says where a model is
+_SOURCE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+
 
 class WholeWeightsMixin:
     """Mix into a model, before [`~transformers.PreTrainedModel`]. The class names its own modules in `_may_add`."""
@@ -19,16 +27,17 @@ class WholeWeightsMixin:
             `ValueError`: if weights are absent that should be there, or some are there that this code does not know.
         """
         if use_safetensors is False:
-            raise ValueError(f"`use_safetensors=False`, but {_WHY_SAFETENSORS} Leave it out.")
+            raise ValueError(f"`use_safetensors=False`, but {WHY_SAFETENSORS} Leave it out.")
         try:
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, use_safetensors=True, output_loading_info=True, **kwargs
             )
         except OSError as error:
-            if "safetensors" not in str(error):
+            is_absent = "no file named" in str(error) or "not appear to have a file named" in str(error)
+            if not is_absent or "model.safetensors" not in str(error):
                 raise
             raise OSError(
-                f"{pretrained_model_name_or_path!r} has no `model.safetensors`, and {_WHY_SAFETENSORS} Save the model "
+                f"{pretrained_model_name_or_path!r} has no `model.safetensors`, and {WHY_SAFETENSORS} Save the model "
                 "again with `save_pretrained`."
             ) from error
         except Exception as error:
@@ -39,15 +48,18 @@ class WholeWeightsMixin:
                 "download it with `force_download=True`."
             ) from error
         if pretrained_model_name_or_path is not None:
-            cls._check_names(pretrained_model_name_or_path, model.config.architectures or [], info)
+            source = {name: kwargs[name] for name in _SOURCE_ARGUMENTS if kwargs.get(name) is not None}
+            saved, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **source)
+            is_complete = saved.get("model_type") == cls.config_class.model_type
+            cls._check_names(pretrained_model_name_or_path, is_complete, info)
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _check_names(cls, path: str, architectures: list[str], info: dict) -> None:
-        """Check names of weights that were absent or not known; `architectures` are the classes that saved them."""
-        is_ours = {name: not set(cls._may_add).isdisjoint(name.split(".")) for name in _names(info)}
-        saved_here = any(name.startswith(("FiLM", "NP")) for name in architectures)
-        missing = [name for name in info["missing_keys"] if saved_here or not is_ours[name]]
+    def _check_names(cls, path: str, is_complete: bool, info: dict) -> None:
+        """Check names of weights that were absent or not known; `is_complete` if the modules of `_may_add` were saved."""
+        names = info["missing_keys"] | info["unexpected_keys"]
+        is_ours = {name: not set(cls._may_add).isdisjoint(name.split(".")) for name in names}
+        missing = [name for name in info["missing_keys"] if is_complete or not is_ours[name]]
         if missing:
             raise ValueError(
                 f"The weights of {path!r} lack {len(missing)} that {cls.__name__} has: {sorted(missing)[:5]}. They would "
@@ -59,10 +71,3 @@ class WholeWeightsMixin:
                 f"The weights of {path!r} hold {len(unknown)} that {cls.__name__} does not know: {sorted(unknown)[:5]}. "
                 "They would be lost. Take the version of np_trl that saved the model."
             )
-
-
-_WHY_SAFETENSORS = "weights are read from safetensors alone: `.bin` and `.pt` files are pickles, which can run code."
-
-
-def _names(info: dict[str, set[str]]) -> set[str]:
-    return set(info["missing_keys"]) | set(info["unexpected_keys"])

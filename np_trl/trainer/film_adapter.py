@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM, get_peft_model_state_dict
@@ -13,14 +15,27 @@ from transformers.utils import cached_file
 
 from np_trl.models.checkpoint_format import FORMAT_VERSION, check_format
 from np_trl.models.configuration_film import FILM_FIELDS
+from np_trl.models.weights import WHY_SAFETENSORS
 
 
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 
+# fields of a configuration that say how it was loaded and saved, not what the model computes
+_LOADING_FIELDS = (
+    "architectures",
+    "auto_map",
+    "dtype",
+    "format_version",
+    "model_type",
+    "quantization_config",
+    "transformers_version",
+    "use_cache",
+)
+
 # the `peft_type` of a saved adapter with FiLM, which PEFT names when it refuses it
-FILM_ADAPTER = "LORA with FiLM: load it with np_trl.load_policy"
+FILM_ADAPTER = "adapter with FiLM: load it with np_trl.load_policy"
 
 
 class FiLMPeftModel(PeftModelForCausalLM):
@@ -32,18 +47,42 @@ class FiLMPeftModel(PeftModelForCausalLM):
     hashes of the base's weights.
     """
 
+    # what `hash_base_weights` said before the adapter came: some adapters change the base
+    base_weights: dict[str, str | None]
+
     @classmethod
-    def adopt(cls, model: PeftModel) -> "FiLMPeftModel":
+    def adopt(cls, model: PeftModel, base_weights: dict[str, str | None]) -> "FiLMPeftModel":
         """Turn PEFT's own model into one that saves FiLM. TRL and PEFT choose the class, and take no other."""
         model.__class__ = cls
+        model.base_weights = base_weights
         return model
 
-    def save_pretrained(self, save_directory: str, *args, is_main_process: bool = True, **kwargs) -> None:
-        """Save the adapter with FiLM: [`~peft.PeftModel.save_pretrained`]."""
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+    def save_pretrained(
+        self,
+        save_directory: str,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        *args,
+        is_main_process: bool = True,
+        **kwargs,
+    ) -> None:
+        """
+        Save the adapter with FiLM: [`~peft.PeftModel.save_pretrained`].
+
+        Raises:
+            `ValueError`: if it is to be no safetensors.
+        """
+        if not safe_serialization:
+            raise ValueError(f"`safe_serialization=False`, but {WHY_SAFETENSORS} Leave it out.")
+        super().save_pretrained(
+            save_directory, True, selected_adapters, *args, is_main_process=is_main_process, **kwargs
+        )
         if is_main_process:
-            for name in kwargs.get("selected_adapters") or self.peft_config:
+            for name in selected_adapters or self.peft_config:
                 self._mark(save_directory if name == "default" else os.path.join(save_directory, name))
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Write none: PEFT's says to load the adapter by a class that refuses it. The trainer writes ours."""
 
     def _mark(self, path: str) -> None:
         path = os.path.join(path, CONFIG_NAME)
@@ -55,7 +94,8 @@ class FiLMPeftModel(PeftModelForCausalLM):
             "format_version": FORMAT_VERSION,
             **{field: getattr(base.config, field) for field in FILM_FIELDS},
             "context_config": base.config.context_config.to_diff_dict(),
-            "base_weights": hash_base_weights(base, adapters=self.peft_config),
+            "base_config": describe_base(base),
+            "base_weights": self.base_weights,
         }
         with open(path, "w", encoding="utf-8") as file:
             json.dump(
@@ -112,7 +152,7 @@ def read_adapter(path: str, **kwargs) -> tuple[PeftConfig, dict]:
             "`AutoPeftModelForCausalLM`, or train one with `NPDPOTrainer`."
         )
     check_format(film["format_version"])
-    missing = [field for field in ("peft_type", "base_weights", *FILM_FIELDS) if field not in film]
+    missing = [field for field in ("peft_type", "base_config", "base_weights", *FILM_FIELDS) if field not in film]
     if missing:
         raise ValueError(
             f"The adapter in {path!r} says nothing of {missing}, so its FiLM is unknown. Take the `{CONFIG_NAME}` that was "
@@ -136,34 +176,57 @@ def load_adapter(base: PreTrainedModel, path: str, adapter: PeftConfig, film: di
             Passed to `cached_file` and PEFT, such as `revision`.
 
     Raises:
-        `ValueError`: if the base has other weights than the one it was trained on, or the adapter lacks weights.
+        `ValueError`: if the base has other weights than the one it was trained on, or the adapter lacks weights, or has
+        some that are not known.
         `OSError`: if its weights are no safetensors, or not whole.
     """
     names = _weight_names(path, **kwargs)
     actual = hash_base_weights(base)
-    compared = film["base_weights"].keys() & actual.keys()
-    different = [part for part in sorted(compared) if film["base_weights"][part] != actual[part]]
+    expected = film["base_weights"]
+    parts = sorted(expected.keys() | actual.keys())
+    compared = [part for part in parts if expected.get(part, "absent") and actual.get(part, "absent")]
+    different = [part for part in compared if expected.get(part) != actual.get(part)]
     if different:
         raise ValueError(
             f"The adapter in {path!r} was trained on {adapter.base_model_name_or_path!r} with other weights than "
             f"{base.name_or_path!r} has: {len(different)} of {len(compared)} parts differ, such as {different[:3]}. Give "
-            "the base it was trained on, in its revision, as `base_model`."
+            "the base it was trained on as `base_model`, with `base_revision`."
         )
-    if not compared:
+    if len(compared) < len(parts):
         logger.warning(
-            "The weights of %r cannot be compared with those that %r was trained on.", base.name_or_path, path
-        )
+            "%d of %d parts of %r are quantised, sharded or in float16, and cannot be compared with those that the adapter "
+            "in %r was trained on.", len(parts) - len(compared), len(parts), base.name_or_path, path,
+        )  # fmt: skip
+    settings = describe_base(base)
+    changed = [name for name in film["base_config"].keys() & settings if film["base_config"][name] != settings[name]]
+    if changed:
+        logger.warning(
+            "The base %r has another %s in its configuration than the one that the adapter in %r was trained on.",
+            base.name_or_path, sorted(changed), path,
+        )  # fmt: skip
     try:
-        model = FiLMPeftModel.adopt(PeftModel.from_pretrained(base, path, config=adapter, **kwargs))
-        missing = sorted(get_peft_model_state_dict(model).keys() - names)
+        model = PeftModel.from_pretrained(base, path, config=adapter, **kwargs)
+        known = get_peft_model_state_dict(model).keys()
     except KeyError as error:  # PEFT misses a weight of `modules_to_save`
-        missing = list(error.args)
-    if missing:
-        raise ValueError(f"The adapter in {path!r} lacks weights: {missing[:5]}. They would be random. Save it again.")
-    return model
+        known = names | set(error.args)
+    if known != names:
+        raise ValueError(
+            f"The adapter in {path!r} lacks weights {sorted(known - names)[:5]}, which would be random, or has some that are "
+            f"not known, {sorted(names - known)[:5]}, which would be lost. Save it again, or take the version of np_trl that "
+            "saved it."
+        )
+    return FiLMPeftModel.adopt(model, expected)
 
 
-def hash_base_weights(base: PreTrainedModel, adapters=(), samples: int = 1024) -> dict[str, str]:
+def describe_base(base: PreTrainedModel) -> dict:
+    """The configuration of a base model, without FiLM and without what may change from one load to the next."""
+    settings = json.loads(json.dumps(base.config.to_diff_dict(), default=str))
+    return {name: value for name, value in settings.items() if name not in (*FILM_FIELDS, *_LOADING_FIELDS)}
+
+
+def hash_base_weights(
+    base: PreTrainedModel, adapters: Iterable[str] = (), samples: int = 1024
+) -> dict[str, str | None]:
     """
     Hash the weights of a base model: samples of each tensor, rounded to bfloat16, so that the precision in which it was
     loaded does not matter.
@@ -177,11 +240,12 @@ def hash_base_weights(base: PreTrainedModel, adapters=(), samples: int = 1024) -
             Largest number of values of each tensor.
 
     Returns:
-        `dict[str, str]`: a hash for the token embeddings, each layer, and the norm. Parts that are quantised, sharded or
-        in float16 cannot be compared, and are left out.
+        `dict[str, str | None]`: a hash for the token embeddings, each layer, the norm and, where it has weights of its
+        own, the head. `None` for parts that are quantised, sharded or in float16, which cannot be compared.
     """
     hashes = {}
-    for name, weight in base.model.named_parameters():
+    head = [] if base.config.tie_word_embeddings else base.lm_head.named_parameters(prefix="lm_head")
+    for name, weight in chain(base.model.named_parameters(), head):
         parts = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
         if parts[0] in ("film", "context_encoder") or not set(adapters).isdisjoint(parts):
             continue
@@ -193,15 +257,14 @@ def hash_base_weights(base: PreTrainedModel, adapters=(), samples: int = 1024) -
             values = values.to("cpu", torch.bfloat16).view(torch.int16)
             hashes[key].update(f"{'.'.join(parts)} {tuple(weight.shape)}".encode())
             hashes[key].update(values.numpy().tobytes())
-    return {key: value.hexdigest()[:16] for key, value in hashes.items() if value is not None}
+    return {key: None if value is None else value.hexdigest()[:16] for key, value in hashes.items()}
 
 
 def _weight_names(path: str, **kwargs) -> set[str]:
     file = _file(path, WEIGHTS_NAME, **kwargs)
     if file is None:
         raise OSError(
-            f"{path!r} has no `{WEIGHTS_NAME}`, and weights are read from safetensors alone: `.bin` and `.pt` files are "
-            "pickles, which can run code. Save the adapter again with `save_pretrained`."
+            f"{path!r} has no `{WEIGHTS_NAME}`, and {WHY_SAFETENSORS} Save the adapter again with `save_pretrained`."
         )
     try:
         with safe_open(file, framework="pt") as weights:

@@ -4,6 +4,7 @@ Model cards: what a model is, what it was trained on, how well it adapts, and ho
 One is written at every save, from the template in `model_cards/`.
 """
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,9 +17,12 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import cached_file
+from yaml import YAMLError
 
 from np_trl.models import ContextEncoderConfig
 
+
+logger = logging.getLogger(__name__)
 
 _CURVE_KEY = re.compile(r"eval_(?:(?P<set>.+)_)?nc(?P<number>\d+)_(?P<name>[a-z_]+)")
 _ROWS = {
@@ -111,7 +115,7 @@ def evaluation_results(curves: list[AccuracyCurve], task_type: str, dataset_name
 
 
 @lru_cache
-def find_license(path: str, revision: str | None = None) -> str | None:
+def find_license(path: str, revision: str | None = None) -> dict[str, str]:
     """
     Look up the licence of a model in its own card.
 
@@ -122,17 +126,16 @@ def find_license(path: str, revision: str | None = None) -> str | None:
             Branch, tag or commit on the Hub.
 
     Returns:
-        `str` or `None`: as the card names it; `None` without a card, a licence or a connection.
+        `dict[str, str]`: `license`, and `license_name` and `license_link` where the card has them. Empty without a card or
+        a connection: whatever goes wrong here, a model must be saved.
     """
-    card = cached_file(
-        path,
-        "README.md",
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if card is None else ModelCard.load(card).data.license
+    try:
+        card = ModelCard.load(cached_file(path, "README.md", revision=revision))
+    except (OSError, ValueError, YAMLError) as error:
+        logger.info("The licence of %r could not be looked up: %s", path, error)
+        return {}
+    found = {name: card.data.get(name) for name in ("license", "license_name", "license_link")}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def describe_context_encoder(config: ContextEncoderConfig) -> dict:
@@ -175,13 +178,13 @@ def create_card(
     Returns:
         [`~huggingface_hub.ModelCard`]
     """
-    base_license = None if base is None else find_license(base, base_revision)
+    base_license = find_license(base, base_revision) if base else {}
     task_type = "text-classification" if kind == "reward" else "text-generation"
     card_data = ModelCardData(
         model_name=model_name,
         base_model=base if _is_on_hub(base) and kind != "reward" else None,
         datasets=[dataset_name] if _is_on_hub(dataset_name) else None,
-        license=None if kind == "reward" else base_license,
+        **({} if kind == "reward" else base_license),
         library_name="np_trl" if kind == "adapter" else "transformers",
         pipeline_tag=None if kind == "reward" else task_type,
         tags=["generated_from_trainer", *sorted(tags)],
@@ -194,7 +197,7 @@ def create_card(
         model_name=model_name,
         curves=curves,
         base_name=_describe(base, base_revision),
-        base_license=base_license,
+        base_license=base_license.get("license_name", base_license.get("license")),
         settings={name: _show(value) for name, value in settings.items()},
         versions={package: version(package) for package in _PACKAGES},
         **facts,
@@ -219,7 +222,7 @@ def _is_on_hub(name: str | None) -> bool:
 
 
 def _describe(base: str | None, revision: str | None) -> str:
-    if base is None:
+    if not base:
         return "not named"
     if not _is_on_hub(base):
         return f"a local folder, `{public_name(base)}`"

@@ -1,6 +1,7 @@
 """NP-DPO (eq. 8 and 24 of the paper) on TRL's DPO trainer."""
 
 import copy
+from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars
@@ -17,7 +18,7 @@ from np_trl.data.validation import check_embeddings
 from np_trl.models import ContextEncoder
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
-from np_trl.trainer.film_adapter import FiLMPeftModel
+from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import (
@@ -82,6 +83,9 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         "max_length",
     )
 
+    # whether `save_merged` has used the adapter up
+    _is_merged = False
+
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
@@ -100,6 +104,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             self._base_revision = find_commit(model, **(args.model_init_kwargs or {}))
             model = _create_model(model, args, train_dataset, quantization_config)
         check_policy(model)
+        base_weights = None if peft_config is None else hash_base_weights(model)
         self._user_metrics = compute_metrics
         super().__init__(
             model,
@@ -112,13 +117,17 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             **kwargs,
         )
         if isinstance(self.model, PeftModel):
-            FiLMPeftModel.adopt(self.model)
+            if base_weights is None:  # it came with an adapter
+                base_weights = hash_base_weights(self.model.get_base_model(), self.model.peft_config)
+            FiLMPeftModel.adopt(self.model, base_weights)
         upcast_np_parameters(self.model)
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
         columns = self.train_dataset.column_names or []  # of an iterable dataset: tasks, whose contexts are embedded
         embedded = isinstance(self.train_dataset, IterableDataset) or not set(EMBED_COLUMNS).isdisjoint(columns)
-        self.accelerator.unwrap_model(self.model).config.context_source = "columns" if embedded else "trunk"
+        config = self.accelerator.unwrap_model(self.model).config
+        config.context_source = "columns" if embedded else "trunk"
+        config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
         self.data_collator = ContextualCollator(TokenTargets(self.data_collator), args.task_sampling)
         self._set_up_contexts()
 
@@ -151,14 +160,23 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
 
         Args:
             output_dir (`str`):
-                Where model, tokenizer and model card go.
+                Where model, tokenizer and model card go: another folder than that of the adapter.
             repo_id (`str`, *optional*):
                 Name on the Hub of a repository that they are pushed to as well. It is made where it is absent.
+
+        Raises:
+            `ValueError`: if there is an adapter in the folder.
         """
+        if Path(output_dir, "adapter_config.json").exists():
+            raise ValueError(
+                f"`output_dir={str(output_dir)!r}` holds an adapter, and whoever loads it would get that. Name another folder "
+                "for the merged policy."
+            )
         if not self.is_world_process_zero():
             return
         model = self.accelerator.unwrap_model(self.model)
-        model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+        if isinstance(model, PeftModel):
+            model, self._is_merged = model.merge_and_unload(), True
         model.save_pretrained(output_dir)
         self.processing_class.save_pretrained(output_dir)
         named = {} if repo_id is None else {"source": repo_id, "model_name": repo_id.split("/")[-1]}
@@ -166,7 +184,11 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         if repo_id is not None:
             api = HfApi(token=self.args.hub_token)
             api.create_repo(repo_id, private=self.args.hub_private_repo, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=output_dir, commit_message="The merged policy")
+            # what a training run leaves behind holds pickles, and a token among them
+            left_out = ["checkpoint-*", "*.bin", "*.pt", "*.pth"]
+            api.upload_folder(
+                repo_id=repo_id, folder_path=output_dir, commit_message="The merged policy", ignore_patterns=left_out
+            )
 
     def push_to_hub(self, *args, **kwargs):
         """
@@ -182,14 +204,16 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         is_adapter = isinstance(model, PeftModel)
         base = model.get_base_model() if is_adapter else model
-        is_table = isinstance(self.train_dataset, Dataset)
+        base_name = model.active_peft_config.base_model_name_or_path if is_adapter else base.name_or_path
+        is_text = isinstance(self.train_dataset, Dataset) and "prompt" in self.train_dataset.column_names
         return {
             "kind": "adapter" if is_adapter else "merged",
-            "base": model.active_peft_config.base_model_name_or_path if is_adapter else base.name_or_path,
+            "base": base_name,
+            "moved_base": public_name(base_name) if self.hub_model_id and Path(base_name).is_dir() else None,
             "base_revision": self._base_revision,
             "context_source": base.config.context_source,
             "embed_size": base.config.context_config.embed_size,
-            "conversational": is_table and isinstance(self.train_dataset[0]["prompt"], list),
+            "conversational": is_text and isinstance(self.train_dataset[0]["prompt"], list),
         }
 
     def _settings(self) -> dict:
@@ -205,6 +229,14 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         if self._context_encoder_start is not None:
             settings["context encoder: started from"] = self._context_encoder_start
         return settings
+
+    # Override: what is left of a merged adapter is not to be taken for one.
+    def _save(self, output_dir=None, state_dict=None):
+        if self._is_merged:
+            raise ValueError(
+                "The adapter was merged by `save_merged`, and used up. Save and push it before you merge it."
+            )
+        super()._save(output_dir, state_dict)
 
     # Override: check the rows, and tokenise rows that are tasks already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):

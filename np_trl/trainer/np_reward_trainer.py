@@ -1,6 +1,7 @@
 """NP-BTL training (Algorithm 1 of the paper) on TRL's reward trainer."""
 
 import logging
+from pathlib import Path
 
 import torch
 from datasets import IterableDataset
@@ -21,7 +22,7 @@ from np_trl.trainer.latent_objectives import (
     predictive_margins,
     target_sets,
 )
-from np_trl.trainer.model_card import describe_context_encoder
+from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_reward_config import NPRewardConfig
 
 
@@ -94,7 +95,9 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
             "kind": "reward",
             "base": None if embedder is None else embedder["name_or_path"],
             "base_revision": None if embedder is None else embedder["revision"],
-            "embedder": embedder,
+            "embedder": None
+            if embedder is None
+            else {**embedder, "name_or_path": public_name(embedder["name_or_path"])},
             "embed_size": config.embed_size,
             "conditional": config.conditional,
         }
@@ -108,6 +111,16 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
             names = ("latent_objective", "kl_weight", "num_latent_samples")
             settings |= {name: getattr(self.args, name) for name in names}
         return settings | (describe_context_encoder(config.context_config) if config.conditional else {})
+
+    def push_to_hub(self, *args, **kwargs):
+        """Share the reward model: [`~transformers.Trainer.push_to_hub`]. Its embedder is named, not pushed."""
+        embedder = self.accelerator.unwrap_model(self.model).config.embedder
+        if embedder is not None and Path(embedder["name_or_path"]).is_dir():
+            logger.warning(
+                "The embedder is the folder %r, which nobody else has: the model will score no texts elsewhere. Push the "
+                "embedder too, and name it in `model.config.embedder`.", embedder["name_or_path"],
+            )  # fmt: skip
+        return super().push_to_hub(*args, **kwargs)
 
     # Override: options are embedded already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):

@@ -39,14 +39,16 @@ POLICIES = {
 NP_MODULES = ("context_encoder", "film")
 
 # what says where on the Hub, for the configuration as for the weights
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 def load_policy(
     path: str,
     revision: str | None = None,
     token: str | bool | None = None,
+    subfolder: str = "",
     base_model: str | None = None,
+    base_revision: str | None = None,
     **kwargs,
 ) -> PreTrainedModel | PeftModel:
     """
@@ -59,9 +61,11 @@ def load_policy(
             Branch, tag or commit of `path` on the Hub.
         token (`str` or `bool`, *optional*):
             Token for the Hub.
-        base_model (`str`, *optional*):
-            Directory or Hub name of the base of an adapter, where it is not where it was in training. It must have the
-            same weights.
+        subfolder (`str`, *optional*, defaults to `""`):
+            Folder in `path` that holds the policy or the adapter.
+        base_model (`str`, *optional*), base_revision (`str`, *optional*):
+            Directory, or Hub name and revision, of the base of an adapter, where it is not where it was in training. It
+            must have the same weights.
         kwargs:
             Passed to `from_pretrained` of the model.
 
@@ -79,16 +83,15 @@ def load_policy(
     >>> policy.generate(**inputs, latents=policy.infer_user(pairs, tokenizer))
     ```
     """
-    source = {"revision": revision, "token": token}
+    source = {"revision": revision, "token": token, "subfolder": subfolder}
     if not is_adapter(path, **source):
         return create_policy(path, **source, **kwargs)
     adapter, film = read_adapter(path, **source)
     fields = {field: film[field] for field in FILM_FIELDS}
-    base_revision = adapter.revision if base_model is None else None
+    if base_model is None:
+        base_model, base_revision = adapter.base_model_name_or_path, base_revision or adapter.revision
     with _without_load_report():
-        base = create_policy(
-            base_model or adapter.base_model_name_or_path, fields, revision=base_revision, token=token, **kwargs
-        )
+        base = create_policy(base_model, fields, revision=base_revision, token=token, **kwargs)
     return load_adapter(base, path, adapter, film, **source)
 
 

@@ -1,4 +1,4 @@
-"""What the two trainers share with others: a model card at every save, and no pickles on the Hub."""
+"""What the two trainers share with others: a model card at every save, and code with every push."""
 
 import json
 import shutil
@@ -44,8 +44,9 @@ class SharingTrainerMixin:
 
     # what `create_model_card` was told, for the cards of later saves
     _told: dict = {}
-    # what `save_metrics` saved of the evaluation
-    _saved_metrics: dict = {}
+    # the last evaluation of the evaluation set, and the update that the weights are of where they are not the last
+    _evaluation: dict = {}
+    _best_update: int | None = None
 
     # Override: our own card, of which TRL knows too little.
     def create_model_card(
@@ -76,10 +77,24 @@ class SharingTrainerMixin:
     def save_metrics(self, split, metrics, combined=True):
         super().save_metrics(split, metrics, combined)
         if split == "eval":
-            self._saved_metrics = metrics
+            self._evaluation = metrics
             self._save_card(self.args.output_dir)
 
-    # Override: the pickle that `Trainer` saves of its arguments stays here.
+    # Override: keep the figures of the evaluation set, but not those of others.
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if eval_dataset is None and metric_key_prefix == "eval":
+            self._evaluation = metrics
+        return metrics
+
+    # Override: the card shows the figures of the weights that are loaded.
+    def _load_best_model(self):
+        super()._load_best_model()
+        self._best_update = self.state.best_global_step
+        evaluations = [entry for entry in self.state.log_history if entry["step"] == self._best_update]
+        self._evaluation = {key: value for entry in evaluations for key, value in entry.items()}
+
+    # Override: the pickle that `Trainer` saves of its arguments, a token among them, stays here.
     def init_hf_repo(self, *args, **kwargs):
         super().init_hf_repo(*args, **kwargs)
         if self.is_world_process_zero():
@@ -125,12 +140,7 @@ class SharingTrainerMixin:
     def _accuracy_curves(self) -> list[AccuracyCurve]:
         """The last evaluation: of this trainer, or else of `eval_results.json`."""
         names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
-        metrics = dict(self._saved_metrics)
-        evaluations = [entry for entry in self.state.log_history if accuracy_curves(entry, names)]
-        for entry in evaluations:
-            if entry["step"] == evaluations[-1]["step"]:  # several evaluation sets have an entry each
-                metrics |= entry
-        path = Path(self.args.output_dir, "eval_results.json")
+        metrics, path = self._evaluation, Path(self.args.output_dir, "eval_results.json")
         if not metrics and path.exists():
             metrics = json.loads(path.read_text())
         return accuracy_curves(metrics, names)
@@ -138,7 +148,8 @@ class SharingTrainerMixin:
     def _settings(self) -> dict[str, str]:
         args = self.args
         tasks = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        settings = {"updates": self.state.global_step, "tasks per update": tasks}
+        updates = self.state.global_step if self._best_update is None else self._best_update
+        settings = {"updates": updates, "tasks per update": tasks}
         for name in self._card_arguments:
             value = getattr(args, name)
             if value is not None:
