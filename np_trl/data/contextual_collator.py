@@ -18,6 +18,10 @@ from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
 from np_trl.data.tasks import EvaluationTask, Task, TaskSampling
 
 
+# what a batch holds of users, not of target pairs
+_USER_KEYS = ("context_embeds", "context_mask", "context_option_ids")
+
+
 class TokenTargets:
     """
     Collate target pairs as tokens.
@@ -132,6 +136,31 @@ def _group(
         batch[key][mask] = values[: counts.sum()]
     index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(num_targets))  # (P,)
     return {**batch, "context_index": index.repeat(2)}
+
+
+def pad_pairs(batch: dict[str, torch.Tensor], num_pairs: int) -> dict[str, torch.Tensor]:
+    """
+    Repeat the last target pair of a batch, until there are as many as in the batches of other processes.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            A batch of P target pairs.
+        num_pairs (`int`):
+            Number of pairs wanted, at least P.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the batch with `num_pairs` pairs. Contexts are as they were.
+    """
+    size = len(batch["context_index"]) // 2  # P
+    index = torch.arange(num_pairs, device=batch["context_index"].device).clamp(max=size - 1)
+    rows = torch.cat([index, index + size])  # chosen first
+    padded = {}
+    for key, values in batch.items():
+        if key in _USER_KEYS:
+            padded[key] = values
+        else:  # (2P, ...), or (P,) for reference log-probs
+            padded[key] = values[rows] if len(values) == 2 * size else values[index]
+    return padded
 
 
 def stack_embeds(pairs: list[dict]) -> torch.Tensor:

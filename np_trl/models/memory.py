@@ -66,7 +66,7 @@ class GatedMemory(Memory):
     def __init__(self, embed_size: int, hidden_size: int, memory_size: int):
         super().__init__(embed_size, hidden_size, memory_size)
         self.gate = nn.Linear(hidden_size, 1)
-        self.shrinkage = nn.Parameter(torch.empty(()))
+        self.shrinkage = nn.Parameter(torch.empty(1))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -92,7 +92,7 @@ class PosteriorMemory(Memory):
     def __init__(self, embed_size: int, hidden_size: int, memory_size: int):
         super().__init__(embed_size, hidden_size, memory_size)
         self.population = ZeroLinear(hidden_size, 1, bias=False)
-        self.log_variance = nn.Parameter(torch.empty(()))
+        self.log_variance = nn.Parameter(torch.empty(1))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction
 
 from np_trl.data import EvaluationTasks, PreferenceRows, TaskSampler, TrainingTasks
+from np_trl.data.contextual_collator import pad_pairs
 from np_trl.data.validation import check_embeddings, check_preferences, drop_ties, select_users
 from np_trl.metrics import num_context_curve
 from np_trl.models.layers import Standardizer
@@ -24,6 +25,8 @@ class ContextualTrainerMixin(SharingTrainerMixin):
 
     # margins of the last batch: log-odds of each chosen option, (P,)
     _margins: torch.Tensor
+    # number of target pairs of the last batch, without those that were repeated
+    _num_pairs: int
     # log-likelihood of each user's targets together, (U,), where they are not independent given the margins
     _joint_log_likelihood: torch.Tensor | None = None
     # the group of each user of the set that is evaluated
@@ -140,10 +143,23 @@ class ContextualTrainerMixin(SharingTrainerMixin):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
-    # Override: conditions and the like are for the metrics, not for the model.
+    # Override: conditions and the like are for the metrics, not for the model. And TRL gathers a figure of every pair, for
+    # which all processes must have the same number of them; in an evaluation users have what they have.
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {key: value for key, value in inputs.items() if key not in ("conditions", "new_options")}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._num_pairs = len(inputs["context_index"]) // 2
+        if self.accelerator.num_processes > 1:
+            sizes = torch.tensor([self._num_pairs], device=self.accelerator.device)
+            sizes = self.accelerator.gather(sizes)
+            if self.model.training and sizes.unique().numel() > 1:
+                raise ValueError(
+                    f"The tasks of one training step have {sizes.tolist()} target pairs in the processes, and their losses "
+                    "would not count alike. Give every task of the streamed training set the same number of targets."
+                )
+            inputs = pad_pairs(inputs, int(sizes.max()))
+        outputs = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._margins = self._margins[: self._num_pairs]
+        return outputs
 
     # Override: return what `num_context_curve` takes: margins, joint log-likelihoods and which options are new as
     # predictions, conditions as labels.

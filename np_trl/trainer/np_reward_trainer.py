@@ -173,9 +173,9 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
         return {"latent_noise": noise, **sets}
 
     def _latent_loss(self, model: NPRewardModel, inputs, outputs: NPRewardOutput, margins: torch.Tensor):
-        users = inputs["context_index"].chunk(2)[0]  # (P,)
+        users = inputs["context_index"][: self._num_pairs]  # (P,)
         num_users = len(inputs["context_mask"])
-        log_likelihood = joint_log_likelihood(margins, users, num_users)  # (S, U)
+        log_likelihood = joint_log_likelihood(margins[:, : self._num_pairs], users, num_users)  # (S, U)
         self._joint_log_likelihood = mean_log_likelihood(log_likelihood).detach()
         if not self.model.training:
             return None

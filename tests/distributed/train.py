@@ -1,0 +1,90 @@
+"""
+Train a reward model and two policies, in as many processes as it was launched in, and write down what happened.
+
+What is written is the same whatever the number of processes, because the batch of all of them together is.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+
+from np_trl import NPDPOTrainer, NPRewardTrainer
+from tests.testing_utils import (
+    dpo_config,
+    embedded_rows,
+    reward_config,
+    style_rows,
+    tiny_reward_model,
+    tiny_tokenizer,
+)
+
+
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+GLOBAL_BATCH = 4
+
+
+def options(deepspeed: str | None) -> dict:
+    return {
+        "per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE,
+        "per_device_eval_batch_size": 3,  # the last batch is not whole
+        "max_steps": 4,
+        "deepspeed": deepspeed,
+        "ddp_backend": None if WORLD_SIZE == 1 else "gloo",
+    }
+
+
+def train_reward(folder: Path, deepspeed: str | None) -> NPRewardTrainer:
+    return NPRewardTrainer(
+        tiny_reward_model(),
+        args=reward_config(folder, **options(deepspeed)),
+        train_dataset=embedded_rows(num_users=16),
+        eval_dataset=embedded_rows(num_users=7, seed=1),
+    )
+
+
+def train_policy(folder: Path, deepspeed: str | None, base: str, lora: bool, **kwargs) -> NPDPOTrainer:
+    return NPDPOTrainer(
+        base,
+        args=dpo_config(folder, **options(deepspeed), **kwargs),
+        train_dataset=style_rows(),
+        eval_dataset=style_rows(num_users=7, seed=1),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], layers_to_transform=[1, 2]) if lora else None,
+    )
+
+
+def run(trainer) -> dict:
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    return {
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "metrics": {key: value for key, value in metrics.items() if "_nc" in key or key == "eval_loss"},
+    }
+
+
+def main(folder: Path, cases: list[str], deepspeed: str | None) -> None:
+    base = str(folder.parent / "base")
+    results = {}
+    for case in cases:
+        torch.manual_seed(0)
+        if case == "reward":
+            trainer = train_reward(folder / case, deepspeed)
+        else:
+            precompute = {"precompute_ref_log_probs": True} if case.endswith("precomputed") else {}
+            trainer = train_policy(folder / case, deepspeed, base, case.startswith("lora"), **precompute)
+        results[case] = run(trainer)
+        trainer.accelerator.wait_for_everyone()
+    if int(os.environ.get("RANK", 0)) == 0:
+        (folder / "results.json").write_text(json.dumps(results))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    out, cases, *deepspeed = sys.argv[1:]
+    main(Path(out), cases.split(","), deepspeed[0] if deepspeed else None)
