@@ -6,6 +6,7 @@ A Deep Set over preference pairs, with a learned vector for the empty set, besid
 
 import torch
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .configuration_context_encoder import ContextEncoderConfig
 from .layers import SkipMLP, Standardizer
@@ -38,7 +39,10 @@ class ContextEncoder(nn.Module):
         if config.memory_size:
             memory_class = PosteriorMemory if config.memory_weights == "posterior" else GatedMemory
             self.memory = memory_class(config.embed_size, hidden_size, config.memory_size)
-        self.reset_parameters()
+        if (
+            not is_deepspeed_zero3_enabled()
+        ):  # else the weights are spread over processes by now, and filled when gathered
+            self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

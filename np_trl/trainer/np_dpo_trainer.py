@@ -11,6 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 from trl import DPOTrainer
+from trl.models import unwrap_model_for_generation
 
 from np_trl.data import ContextualCollator, TokenTargets
 from np_trl.data.preference_rows import EMBED_COLUMNS
@@ -286,19 +287,27 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
 
     @torch.no_grad()
     def _embed_options(self, model: nn.Module, dataset: Dataset, name: str) -> torch.Tensor:
-        """Embed every option once with the trunk: `(rows, 2, H)`."""
+        """Embed every option once with the trunk, each process its share: `(rows, 2, H)`."""
         was_training = model.training
         model.eval()
         rows = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
         lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
         order = torch.tensor(lengths).argsort()
-        embeds = torch.empty(len(rows), 2, model.config.hidden_size)
-        for indices in tqdm(order.split(self.args.embed_batch_size), desc=f"Embedding the options of {name}"):
-            batch = self._prepare_inputs(self.data_collator.target_collator([rows[int(index)] for index in indices]))
-            options = model.embed_options(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
-            embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
+        embeds = torch.zeros(len(rows), 2, model.config.hidden_size)
+        batches = order.split(self.args.embed_batch_size)
+        batches = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):  # whole, where ZeRO-3 spreads it
+            for indices in tqdm(batches, desc=f"Embedding the options of {name}"):
+                batch = self._prepare_inputs(
+                    self.data_collator.target_collator([rows[int(index)] for index in indices])
+                )
+                options = model.embed_options(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+                embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
         model.train(was_training)
-        return embeds
+        if self.accelerator.num_processes == 1:
+            return embeds
+        parts = embeds.split(65_536)  # as much as goes through an accelerator at once
+        return torch.cat([self.accelerator.reduce(part.to(self.accelerator.device)).cpu() for part in parts])
 
     # Override: the reference never sees a context, so its log-probs come from TRL's own function, without one.
     def _compute_loss(self, model, inputs, return_outputs):
