@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
-from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars, load_from_disk
 from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
@@ -272,6 +272,17 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             enable_progress_bars()
         return {**tasks, "target": [[next(tokenized) for _ in target] for target in tasks["target"]]}
 
+    # Override: TRL's processes exchange reference log-probs by a file beside that of the dataset, and a dataset in memory
+    # has none that they share.
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and not dataset.cache_files:
+            path = Path(self.args.output_dir, "_reference", name)  # which is not pushed
+            if self.accelerator.is_main_process:
+                dataset.save_to_disk(path)
+            self.accelerator.wait_for_everyone()
+            dataset = load_from_disk(path)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
     def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
         if not set(EMBED_COLUMNS).isdisjoint(dataset.column_names):
             return super()._with_embeddings(dataset, name)
@@ -295,16 +306,20 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         order = torch.tensor(lengths).argsort()
         embeds = torch.zeros(len(rows), 2, model.config.hidden_size)
         batches = order.split(self.args.embed_batch_size)
-        batches = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator):  # whole, where ZeRO-3 spreads it
-            for indices in tqdm(batches, desc=f"Embedding the options of {name}"):
+            for start in tqdm(range(0, len(batches), num_processes), desc=f"Embedding the options of {name}"):
+                indices = batches[
+                    min(start + rank, len(batches) - 1)
+                ]  # all run as often: weights are gathered together
                 batch = self._prepare_inputs(
                     self.data_collator.target_collator([rows[int(index)] for index in indices])
                 )
                 options = model.embed_options(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
-                embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
+                if start + rank < len(batches):
+                    embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
         model.train(was_training)
-        if self.accelerator.num_processes == 1:
+        if num_processes == 1:
             return embeds
         parts = embeds.split(65_536)  # as much as goes through an accelerator at once
         return torch.cat([self.accelerator.reduce(part.to(self.accelerator.device)).cpu() for part in parts])

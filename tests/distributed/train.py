@@ -58,11 +58,14 @@ def train_policy(folder: Path, deepspeed: str | None, base: str, lora: bool, **k
 
 
 def run(trainer) -> dict:
+    plugin = trainer.accelerator.state.deepspeed_plugin
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model()
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "processes": trainer.accelerator.num_processes,
+        "zero_stage": 0 if plugin is None else plugin.zero_stage,
         "metrics": {key: value for key, value in metrics.items() if "_nc" in key or key == "eval_loss"},
     }
 
