@@ -37,10 +37,10 @@ def options(deepspeed: str | None) -> dict:
     }
 
 
-def train_reward(folder: Path, deepspeed: str | None) -> NPRewardTrainer:
+def train_reward(folder: Path, deepspeed: str | None, **kwargs) -> NPRewardTrainer:
     return NPRewardTrainer(
         tiny_reward_model(),
-        args=reward_config(folder, **options(deepspeed)),
+        args=reward_config(folder, **{**options(deepspeed), **kwargs}),
         train_dataset=embedded_rows(num_users=16),
         eval_dataset=embedded_rows(num_users=7, seed=1),
     )
@@ -49,7 +49,7 @@ def train_reward(folder: Path, deepspeed: str | None) -> NPRewardTrainer:
 def train_policy(folder: Path, deepspeed: str | None, base: str, lora: bool, **kwargs) -> NPDPOTrainer:
     return NPDPOTrainer(
         base,
-        args=dpo_config(folder, **options(deepspeed), **kwargs),
+        args=dpo_config(folder, **{**options(deepspeed), **kwargs}),
         train_dataset=style_rows(),
         eval_dataset=style_rows(num_users=7, seed=1),
         processing_class=tiny_tokenizer(),
@@ -63,25 +63,48 @@ def run(trainer) -> dict:
     metrics = trainer.evaluate()
     trainer.save_model()
     return {
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "losses": losses(trainer),
         "processes": trainer.accelerator.num_processes,
         "zero_stage": 0 if plugin is None else plugin.zero_stage,
         "metrics": {key: value for key, value in metrics.items() if "_nc" in key or key == "eval_loss"},
     }
 
 
+def build(case: str, folder: Path, deepspeed: str | None, base: str, **kwargs):
+    """Build the trainer of a case: `reward`, `full` or `lora`, and `precomputed` for reference log-probs."""
+    torch.manual_seed(0)
+    if case == "reward":
+        return train_reward(folder, deepspeed, **kwargs)
+    if "precomputed" in case:
+        kwargs["precompute_ref_log_probs"] = True
+    return train_policy(folder, deepspeed, base, "lora" in case, **kwargs)
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def stop_and_resume(case: str, folder: Path, deepspeed: str | None, base: str) -> dict:
+    """Train to the end, and once more from a checkpoint on the way, with other numbers of dataloader workers."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "num_train_epochs": 2}
+    trainer = build(case, folder, deepspeed, base, **saving)
+    trainer.train()
+    resumed = {}
+    for step in (1, 3):
+        again = build(case, folder / f"from_{step}", deepspeed, base, **saving, dataloader_num_workers=step)
+        again.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+        resumed[step] = losses(again)
+    return {"losses": losses(trainer), "resumed": resumed}
+
+
 def main(folder: Path, cases: list[str], deepspeed: str | None) -> None:
     base = str(folder.parent / "base")
     results = {}
     for case in cases:
-        torch.manual_seed(0)
-        if case == "reward":
-            trainer = train_reward(folder / case, deepspeed)
+        if case.startswith("resumed_"):
+            results[case] = stop_and_resume(case.removeprefix("resumed_"), folder / case, deepspeed, base)
         else:
-            precompute = {"precompute_ref_log_probs": True} if case.endswith("precomputed") else {}
-            trainer = train_policy(folder / case, deepspeed, base, case.startswith("lora"), **precompute)
-        results[case] = run(trainer)
-        trainer.accelerator.wait_for_everyone()
+            results[case] = run(build(case, folder / case, deepspeed, base))
     if int(os.environ.get("RANK", 0)) == 0:
         (folder / "results.json").write_text(json.dumps(results))
     if torch.distributed.is_initialized():
