@@ -6,11 +6,14 @@ inferred. Rows keep their order; users are an index over them.
 """
 
 import json
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
+
+from np_trl.data.user_index import UserIndex
 
 
 EMBED_COLUMNS = ("chosen_embeds", "rejected_embeds")
@@ -26,7 +29,6 @@ class PreferenceRows:
             Rows with a `user_id`.
 
     Attributes:
-        user_ids (`list`): the users, in the order of their first row.
         is_context (`np.ndarray` of shape `(rows,)`, *optional*):
             Where there is a column `role`, whether it says `"context"`: in an evaluation these rows are contexts only, and
             those with `"target"` are targets only. Otherwise every row may be either.
@@ -34,12 +36,8 @@ class PreferenceRows:
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
-        users = dataset.select_columns("user_id").with_format("arrow")[:].column("user_id")
-        encoded = users.combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy()
-        self.user_ids = encoded.dictionary.to_pylist()
-        self._order = np.argsort(codes, kind="stable")
-        self._offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(self.user_ids)))])
+        index = UserIndex.of(dataset)
+        self._users, self._order, self._offsets = index.users, index.order, index.offsets
         embed_columns = [name for name in EMBED_COLUMNS if name in dataset.column_names]
         self._embeds = dataset.select_columns(embed_columns).with_format("arrow")
         self._ids = dataset.select_columns(list(ID_COLUMNS)) if set(ID_COLUMNS) <= set(dataset.column_names) else None
@@ -48,7 +46,12 @@ class PreferenceRows:
 
     def __len__(self) -> int:
         """Number of users."""
-        return len(self.user_ids)
+        return len(self._users)
+
+    @cached_property
+    def user_ids(self) -> list:
+        """The users' ids, in the order of their first row."""
+        return self._users.to_pylist()
 
     @property
     def counts(self) -> np.ndarray:

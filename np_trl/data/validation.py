@@ -3,6 +3,8 @@
 import logging
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from np_trl.data.preference_rows import EMBED_COLUMNS, PreferenceRows
@@ -34,9 +36,13 @@ def check_preferences(dataset: Dataset, name: str) -> None:
         raise ValueError(
             f"`user_id` is null in {nulls} of {len(dataset)} rows of the {name} dataset. Fill it in or drop these rows."
         )
-    texts = [column for column in ("prompt", "chosen", "rejected") if column in dataset.column_names]
-    for index, row in enumerate(dataset.select_columns(texts)) if texts else ():
-        _check_texts(row, index, name)
+    texts = dataset.select_columns([name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names])
+    start = 0
+    for batch in texts.with_format("arrow").iter(batch_size=10_000) if texts.column_names else ():
+        if _may_be_bad(batch):
+            for index, row in enumerate(batch.to_pylist(), start=start):
+                _check_texts(row, index, name)
+        start += len(batch)
 
 
 def drop_ties(dataset: Dataset, name: str) -> Dataset:
@@ -156,6 +162,16 @@ def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool, e
     for user in short:
         kept[rows.of_user(user)] = False
     return dataset.select(np.flatnonzero(kept))
+
+
+def _may_be_bad(batch: pa.Table) -> bool:
+    """Whether there are empty strings or ties in a batch. Conversations are always looked at."""
+    if not all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in batch.schema.types):
+        return True
+    empty = [pc.any(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)).as_py() for column in batch.columns]
+    nulls = [column.null_count > 0 for column in batch.columns]
+    is_pair = {"chosen", "rejected"} <= set(batch.column_names)
+    return any(empty) or any(nulls) or (is_pair and pc.any(pc.equal(batch["chosen"], batch["rejected"])).as_py())
 
 
 def _check_texts(row: dict, index: int, name: str) -> None:
