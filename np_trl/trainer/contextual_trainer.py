@@ -1,6 +1,7 @@
 """What the two trainers share: users become tasks at the dataloader, and evaluation runs over numbers of contexts."""
 
 from collections import defaultdict
+from functools import cached_property
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -42,9 +43,16 @@ class ContextualTrainerMixin(SharingTrainerMixin):
         return select_users(dataset, name, required, drop=args.drop_short_users, evaluation=name != "train")
 
     def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
-        """Return the dataset with embedding columns, checked."""
-        check_embeddings(dataset, name, self._embed_size)
+        """Return the dataset with embedding columns, checked once, since that reads all of them."""
+        if dataset._fingerprint not in self._checked:
+            check_embeddings(dataset, name, self._embed_size)
+            self._checked.add(dataset._fingerprint)
         return dataset
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        """Fingerprints of the datasets whose embeddings were checked."""
+        return set()
 
     @property
     def _embed_size(self) -> int:
