@@ -13,10 +13,11 @@ from np_trl.data.contextual_collator import pad_pairs
 from np_trl.data.validation import check_embeddings, check_preferences, drop_ties, select_users
 from np_trl.metrics import num_context_curve
 from np_trl.models.layers import Standardizer
+from np_trl.trainer.resumable_trainer import ResumableTrainerMixin
 from np_trl.trainer.sharing_trainer import SharingTrainerMixin
 
 
-class ContextualTrainerMixin(SharingTrainerMixin):
+class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
     """
     Mix into a TRL trainer of preference pairs.
 
