@@ -2,9 +2,9 @@
 
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -59,8 +59,9 @@ class UserIndex:
 
     def save(self, folder: Path) -> None:
         """Write the index to a folder, which appears when it is complete."""
-        part = Path(tempfile.mkdtemp(dir=folder.parent))
+        part = Path(f"{folder}.{uuid4().hex}")
         try:
+            part.mkdir()
             np.save(part / "order.npy", self.order)
             np.save(part / "offsets.npy", self.offsets)
             with pa.OSFile(str(part / "users.arrow"), "wb") as file:

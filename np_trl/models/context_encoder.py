@@ -39,9 +39,8 @@ class ContextEncoder(nn.Module):
         if config.memory_size:
             memory_class = PosteriorMemory if config.memory_weights == "posterior" else GatedMemory
             self.memory = memory_class(config.embed_size, hidden_size, config.memory_size)
-        if (
-            not is_deepspeed_zero3_enabled()
-        ):  # else the weights are spread over processes by now, and filled when gathered
+        # under ZeRO-3 the weights are spread over the processes by now, and filled where they are gathered
+        if not is_deepspeed_zero3_enabled():
             self.reset_parameters()
 
     @torch.no_grad()
