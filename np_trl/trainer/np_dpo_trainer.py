@@ -307,16 +307,15 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         embeds = torch.zeros(len(rows), 2, model.config.hidden_size)
         batches = order.split(self.args.embed_batch_size)
         rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):  # whole, where ZeRO-3 spreads it
-            for start in tqdm(range(0, len(batches), num_processes), desc=f"Embedding the options of {name}"):
-                indices = batches[
-                    min(start + rank, len(batches) - 1)
-                ]  # all run as often: weights are gathered together
-                batch = self._prepare_inputs(
-                    self.data_collator.target_collator([rows[int(index)] for index in indices])
-                )
+        collate = self.data_collator.target_collator
+        # ZeRO-3 gathers the weights from all processes, so all run as often
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
+            for first in tqdm(range(0, len(batches), num_processes), desc=f"Embedding the options of {name}"):
+                number = first + rank
+                indices = batches[min(number, len(batches) - 1)]
+                batch = self._prepare_inputs(collate([rows[int(index)] for index in indices]))
                 options = model.embed_options(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
-                if start + rank < len(batches):
+                if number < len(batches):
                     embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
         model.train(was_training)
         if num_processes == 1:
