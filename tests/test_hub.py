@@ -310,12 +310,34 @@ def test_a_connection_that_dies_leaves_nothing_half_written(hub, tmp_path):
     assert tellings(pull, hub, tmp_path, cache="new") == ["pulled 2"]
 
 
+def test_the_example_pushes_adapter_and_merged_policy_and_nothing_else(hub, tmp_path):
+    sizes = (
+        "--num_train_users 16 --num_eval_users 16 --reward_steps 2 --max_steps 2 --baseline_steps 2 --num_threads 1"
+    )
+    script = ROOT / "examples" / "np_dpo.py"
+    arguments = ["--config", str(ROOT / "examples" / "configs" / "np_dpo_style.yaml"), *sizes.split()]
+    arguments += ["--output_dir", "out", "--push_to_hub", "--hub_model_id", "ada/policy"]
+    run(
+        f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); sys.argv = {[str(script), *arguments]!r}\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')",
+        hub,
+        tmp_path,
+    )
+    assert {name for _, name in hub.repositories} == {"ada/policy", "ada/policy-merged"}
+    policy, merged = hub.files("ada/policy"), hub.files("ada/policy-merged")
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= policy.keys()
+    assert {"model.safetensors", "modeling_film_gemma.py", "tokenizer.json", "README.md"} <= merged.keys()
+    # what lies beside the policy stays here, and so do pickles
+    assert not [path for path in (*policy, *merged) if "/" in path or path.endswith((".bin", ".pt", ".parquet"))]
+    assert (tmp_path / "out" / "users.parquet").exists() and (tmp_path / "out" / "np_reward").exists()
+
+
 DATASET = """
 import os, runpy, sys
 import numpy as np
 from datasets import load_dataset
 from np_trl.data.loading import load_preferences, save_splits
-from tests.testing_utils import embedded_rows
+from tests.testing_utils import embedded_rows, style_rows
 splits = {"train": embedded_rows(num_users=8), "test": embedded_rows(num_users=6, seed=1)}
 save_splits(splits, "data", repo_id="ada/preferences")
 for split, rows in splits.items():
@@ -333,11 +355,23 @@ sys.argv = [
     "--hub_strategy", "checkpoint",
 ]
 runpy.run_path(script, run_name="__main__")
+
+style_rows(num_users=2).to_parquet("rows.parquet")
+script = os.path.join(os.environ["EXAMPLES"], "embed_preferences.py")
+sys.path.insert(0, os.environ["EXAMPLES"])
+sys.argv = [
+    script, "--dataset_name", "rows.parquet", "--model_name_or_path", os.path.join(os.environ["EXAMPLES"], "style_gemma"),
+    "--max_length", "128", "--output_file", "embeddings.parquet", "--repo_id", "ada/embeddings", "--private", "true",
+]
+runpy.run_path(script, run_name="__main__")
+pushed, here = (load_preferences("rows.parquet", embeddings=name) for name in ("ada/embeddings", "embeddings.parquet"))
+assert np.array_equal(pushed["chosen_embeds"], here["chosen_embeds"]) and len(pushed) == 24
 """
 
 
 def test_preferences_are_pushed_and_trained_on_by_name(hub, tmp_path):
     run(DATASET, hub, tmp_path)
+    assert hub.repositories["datasets", "ada/embeddings"].private
     assert {"data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "README.md"} <= set(
         hub.files("ada/preferences", "datasets")
     )

@@ -153,11 +153,13 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
                 self._signature_columns.append(column)
 
     # Override: conditions and the like are for the metrics, not for the model. And TRL gathers a figure of every pair, for
-    # which all processes must have the same number of them; in an evaluation users have what they have.
+    # which all processes must have the same number of them: in training they have, unless tasks are streamed; in an
+    # evaluation users have what they have.
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {key: value for key, value in inputs.items() if key not in ("conditions", "new_options")}
         self._num_pairs = len(inputs["context_index"]) // 2
-        if self.accelerator.num_processes > 1:
+        may_differ = not self.model.training or isinstance(self.train_dataset, IterableDataset)
+        if self.accelerator.num_processes > 1 and may_differ:
             sizes = torch.tensor([self._num_pairs], device=self.accelerator.device)
             sizes = self.accelerator.gather(sizes)
             if self.model.training and sizes.unique().numel() > 1:

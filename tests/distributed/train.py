@@ -23,6 +23,8 @@ from tests.testing_utils import (
 )
 
 
+# kept until the process ends: engines of DeepSpeed leave threads behind, and abort if they are collected before
+TRAINERS = []
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 GLOBAL_BATCH = 4
 
@@ -73,11 +75,14 @@ def run(trainer) -> dict:
 def build(case: str, folder: Path, deepspeed: str | None, base: str, **kwargs):
     """Build the trainer of a case: `reward`, `full` or `lora`, and `precomputed` for reference log-probs."""
     torch.manual_seed(0)
-    if case == "reward":
-        return train_reward(folder, deepspeed, **kwargs)
     if "precomputed" in case:
         kwargs["precompute_ref_log_probs"] = True
-    return train_policy(folder, deepspeed, base, "lora" in case, **kwargs)
+    if case == "reward":
+        trainer = train_reward(folder, deepspeed, **kwargs)
+    else:
+        trainer = train_policy(folder, deepspeed, base, "lora" in case, **kwargs)
+    TRAINERS.append(trainer)
+    return trainer
 
 
 def losses(trainer) -> list[float]:
@@ -108,7 +113,10 @@ def main(folder: Path, cases: list[str], deepspeed: str | None) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         (folder / "results.json").write_text(json.dumps(results))
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # without collecting the trainers
 
 
 if __name__ == "__main__":
