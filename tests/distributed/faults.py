@@ -58,7 +58,7 @@ class Interrupt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this thread, so that it is raised here
 
 
 def build(case: str, folder: Path, max_steps: int, callbacks=()):
