@@ -9,10 +9,10 @@ import os
 import sys
 
 import torch
-from torch.distributed import DeviceMesh, destroy_process_group, init_process_group
+from torch.distributed import DeviceMesh, init_process_group
 from torch.distributed.fsdp import fully_shard
 
-from tests.testing_utils import tiny_policy, tiny_reward_model, toy_context
+from tests.testing_utils import leave_processes, tiny_policy, tiny_reward_model, toy_context
 
 
 def shard(model, layers, mesh):
@@ -71,7 +71,7 @@ def main(folder: str) -> None:
 
     whole, reward = rewards
     compare("reward", whole, shard(reward, [], mesh), reward_loss, rank, num_processes)
-    destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

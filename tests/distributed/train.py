@@ -16,6 +16,8 @@ from np_trl import NPDPOTrainer, NPRewardTrainer
 from tests.testing_utils import (
     dpo_config,
     embedded_rows,
+    leave_processes,
+    losses,
     reward_config,
     style_rows,
     tiny_reward_model,
@@ -85,10 +87,6 @@ def build(case: str, folder: Path, deepspeed: str | None, base: str, **kwargs):
     return trainer
 
 
-def losses(trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
 def stop_and_resume(case: str, folder: Path, deepspeed: str | None, base: str) -> dict:
     """Train to the end, and once more from a checkpoint on the way, with other numbers of dataloader workers."""
     saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "num_train_epochs": 2}
@@ -112,11 +110,7 @@ def main(folder: Path, cases: list[str], deepspeed: str | None) -> None:
             results[case] = run(build(case, folder / case, deepspeed, base))
     if int(os.environ.get("RANK", 0)) == 0:
         (folder / "results.json").write_text(json.dumps(results))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # without collecting the trainers
+    leave_processes()
 
 
 if __name__ == "__main__":
