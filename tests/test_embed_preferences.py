@@ -1,6 +1,8 @@
 """The script that embeds the texts of preference pairs; and the way from UltraFeedback to a reward model."""
 
+import os
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from np_trl import NPRewardModel, TextEmbedder
 from np_trl.data import embeddings
 from np_trl.data.embeddings import join_embeddings, options_of, text_id
 
-from .test_examples import results
+from .distributed.test_distributed import ENVIRONMENT, TORCHRUN
+from .distributed.test_distributed import run as run_command
+from .test_examples import EXAMPLES, results
 from .test_examples import run as run_example
 from .test_prepare import load_script, prompts, write_ultrafeedback
 from .test_text_embedder import chat_gemma, tiny_bert
@@ -23,6 +27,32 @@ SETTINGS = {
     "prompt_response": {"pooling": "last", "layer": 1, "dtype": "float32"},
     "chat": {"kind": "prompt_response", "chat_template": True, "normalize": True},
 }
+OTHER_WORK = {
+    "normalize": {"normalize": True},
+    "pooling": {"pooling": "last"},
+    "layer": {"layer": 1},
+    "max_length": {"max_length": 20},
+    "dtype": {"dtype": "bfloat16"},
+    "revision": {"revision": "v2"},
+    "kind": {"kind": "prompt_response"},
+    "shard_size": {"shard_size": 4},
+    "model": {},
+    "texts": {},
+}
+KILLED = """
+import os, runpy, signal, sys
+from np_trl import TextEmbedder
+embed, calls = TextEmbedder.embed_options, []
+def embed_three_times(*args):
+    calls.append(args)
+    if os.environ["RANK"] == "1" and len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return embed(*args)
+TextEmbedder.embed_options = embed_three_times
+del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -37,6 +67,31 @@ def embed(tmp_path, monkeypatch):
         return load_dataset("parquet", data_files=file, split="train")
 
     return run
+
+
+@pytest.fixture
+def embedded(monkeypatch) -> list[dict]:
+    """The options that have been embedded in this process; set `embedded.limit` to break off the next batch beyond it."""
+
+    class Embedded(list):
+        limit = float("inf")
+
+    options, embed_options = Embedded(), TextEmbedder.embed_options
+
+    def record(self, batch: list[dict], *args) -> torch.Tensor:
+        if len(options) + len(batch) > options.limit:
+            raise KeyboardInterrupt
+        options.extend(batch)
+        return embed_options(self, batch, *args)
+
+    monkeypatch.setattr(TextEmbedder, "embed_options", record)
+    return options
+
+
+def command(model: str, file: str, path) -> list[str]:
+    """What embeds the file with the model in shards of 3 texts, to the path."""
+    script = [EXAMPLES / "embed_preferences.py", "--model_name_or_path", model, "--dataset_name", file]
+    return [*script, "--output_file", path, *"--device cpu --max_length 128 --shard_size 3".split()]
 
 
 def save(dataset: Dataset, path) -> str:
@@ -60,9 +115,9 @@ def test_the_table_holds_what_the_embedder_of_a_model_says(tmp_path, embed, name
 def test_every_text_is_embedded_once(tmp_path, embed):
     pairs = style_rows(num_users=4, pairs_per_user=4)
     files = [save(pairs, tmp_path / "a.parquet"), save(pairs.select(range(3)), tmp_path / "b.parquet")]
-    table = embed(tiny_base(tmp_path / "gemma"), *files, max_length=128)
+    table = embed(tiny_base(tmp_path / "gemma"), *files, max_length=128, shard_size=5)
     texts = {row[side] for row in pairs for side in ("chosen", "rejected")}
-    assert sorted(table["text_id"]) == sorted(map(text_id, texts))
+    assert table["text_id"][:] == list(map(text_id, sorted(texts, key=lambda text: (-len(text), text_id(text)))))
     assert table.features["embedding"].feature.dtype == "float16"
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["embeddings.parquet"]
 
@@ -98,6 +153,59 @@ def test_nothing_is_written_where_a_text_cannot_be_embedded(tmp_path, embed):
         embed(model, file)
     assert not (tmp_path / "new").exists()
     assert np.isfinite(embed(model, file, normalize=True)["embedding"]).all()
+
+
+def test_two_processes_make_the_table_that_one_makes(tmp_path, embed, embedded):
+    model, file = tiny_base(tmp_path / "gemma"), save(style_rows(num_users=2), tmp_path / "pairs.parquet")
+    expected = embed(model, file, max_length=128, shard_size=3)
+    assert len(embedded) == len(expected) > 30
+    path = tmp_path / "two" / "embeddings.parquet"
+    printed = run_command(*TORCHRUN, *command(model, file, path))
+    assert printed == f"{len(expected)} texts, embeddings of size 32: {path}\n"
+    assert load_dataset("parquet", data_files=str(path), split="train").to_dict() == expected.to_dict()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_killed_run_is_taken_up_by_any_number_of_processes(tmp_path, embed, embedded, capsys):
+    model, file = tiny_base(tmp_path / "gemma"), save(style_rows(num_users=4), tmp_path / "pairs.parquet")
+    (tmp_path / "killed.py").write_text(KILLED)
+    launch = [*TORCHRUN, tmp_path / "killed.py", *command(model, file, tmp_path / "new" / "embeddings.parquet")]
+    ended = subprocess.run(launch, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    assert ended.returncode != 0 and "SIGKILL" in ended.stderr
+    shards = tmp_path / "new" / "embeddings.parquet.shards"
+    assert os.listdir(tmp_path / "new") == [shards.name]
+    assert [(shards / f"shard-{index:05d}.parquet").exists() for index in (1, 3, 5, 7)] == [True, True, True, False]
+    saved = len(list(shards.glob("shard-*.parquet")))
+    (shards / "shard-00003.parquet").write_bytes(b"")  # as after a loss of power
+    (shards / "shard-00007.parquet.1.part").write_bytes(b"PAR1")
+    table = embed(model, file, max_length=128, shard_size=3)
+    assert f"{saved - 1} of {-(-len(table) // 3)} shards are taken over" in capsys.readouterr().out
+    assert len(embedded) == len(table) - 3 * (saved - 1)
+    assert table.to_dict() == embed(model, file, max_length=128, shard_size=3).to_dict()
+
+
+@pytest.mark.parametrize("name", OTHER_WORK)
+def test_shards_of_other_work_are_not_taken_over(tmp_path, embed, embedded, capsys, name):
+    model, pairs = tiny_base(tmp_path / "gemma"), style_rows(num_users=1)
+    file, settings = save(pairs, tmp_path / "pairs.parquet"), {"max_length": 100, "shard_size": 3}
+    embedded.limit = 6
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, file, **settings)
+    assert len(list((tmp_path / "new" / "embeddings.parquet.shards").iterdir())) == 2
+    embedded.clear()
+    embedded.limit = float("inf")
+    if name == "model":
+        model = tiny_base(tmp_path / "other", hidden_size=16)
+    if name == "texts":
+        file = save(style_rows(num_users=1, seed=1), tmp_path / "other.parquet")
+    table = embed(model, file, **settings | OTHER_WORK[name])
+    assert len(embedded) == len(table) and "taken over" not in capsys.readouterr().out
+    assert table.to_dict() == embed(model, file, **settings | OTHER_WORK[name]).to_dict()
+
+
+def test_a_shard_holds_a_text(embed):
+    with pytest.raises(ValueError, match="`shard_size=0` must be at least 1"):
+        embed("no/such-model", "pairs.parquet", shard_size=0)
 
 
 def test_datasets_without_the_texts_are_refused(tmp_path, embed):
