@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from trl import RewardTrainer
 
 from np_trl import NPRewardModel, NPRewardModelConfig, NPRewardTrainer
@@ -104,6 +104,16 @@ def test_iterable_tasks_train(tmp_path):
     trainer = build(tmp_path, train_dataset=task_rows(embedded_rows()), max_steps=3)
     trainer.train()
     assert all(math.isfinite(loss) for loss in losses(trainer))
+
+
+@pytest.mark.parametrize(("row", "part"), [(13, "context"), (20, "target")])
+def test_a_streamed_pair_that_is_not_finite_is_named(tmp_path, row, part):
+    columns = embedded_rows().to_dict()
+    columns["rejected_embeds"][row][1] = math.nan
+    trainer = build(tmp_path, train_dataset=task_rows(Dataset.from_dict(columns)), max_steps=3)
+    name = rf"`rejected_embeds` of pair \d in the {part} of user 1 holds NaN or infinite values. Drop the pair"
+    with pytest.raises(ValueError, match=name):
+        trainer.train()
 
 
 def test_dropout_is_not_switched_off_in_silence(tmp_path):

@@ -118,15 +118,15 @@ def with_embeddings(dataset: Dataset, embed_size: int = 6, seed: int = 0) -> Dat
     return dataset
 
 
-def task_rows(dataset: Dataset, num_context: int = 2) -> IterableDataset:
-    """Tasks as rows: of every user the first pairs as context and the others as target."""
+def task_rows(dataset: Dataset, num_context: int = 2, num_files: int = 1) -> IterableDataset:
+    """A stream of tasks as rows: of every user the first pairs as context and the others as target."""
     users = {}
     for row in dataset:
         users.setdefault(row["user_id"], []).append(row)
     tasks = [
         {"user_id": user, "context": rows[:num_context], "target": rows[num_context:]} for user, rows in users.items()
     ]
-    return Dataset.from_list(tasks).to_iterable_dataset()
+    return Dataset.from_list(tasks).to_iterable_dataset(num_shards=num_files)
 
 
 def dpo_config(path, **kwargs) -> NPDPOConfig:

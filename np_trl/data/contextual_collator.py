@@ -4,7 +4,7 @@ The collator: users in, one padded batch out.
 The batch contract, with U users, P pairs in all, C context pairs (at least 1, padded and masked), E embedding size:
 what the target collator returns for the P target pairs (2P rows, chosen first, as in TRL); `context_embeds`
 (U, C, 2, E), axis 2 = chosen, rejected; `context_mask` (U, C); `context_index` (2P,), row -> user. In evaluation also
-`conditions` (U, 2): user and N_C; and `new_options` (P,): whether no context pair has an option of the target. Where options are numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
+`conditions` (U, 2): user and N_C, and of a stream (U, 3), the number of the task; and `new_options` (P,): whether no context pair has an option of the target. Where options are numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
 """
 
 import zlib
@@ -112,10 +112,14 @@ class ContextualCollator:
             ids, context_ids = ([[pair.get(key) for key in ID_COLUMNS] for pair in p] for p in (pairs, context_pairs))
             batch["option_ids"] = self._number(ids).T.flatten()
             context["context_option_ids"] = self._number(context_ids)
+        embeds = (context["context_embeds"], batch.get("option_embeds"))
+        if not all(values.isfinite().all() for values in embeds if values is not None):
+            raise ValueError(_describe_not_finite(items))
         counts = [len(item["context"]) for item in items]
         batch |= _group(context, counts, [len(item["target"]) for item in items])
         users = [zlib.crc32(str(item["user_id"]).encode()) for item in items]
-        batch["conditions"] = torch.tensor(list(zip(users, counts, strict=True)))
+        numbers = [item.get("task_number", number) for number, item in enumerate(items)]
+        batch["conditions"] = torch.tensor(list(zip(users, counts, numbers, strict=True)))
         batch["new_options"] = torch.ones(len(pairs), dtype=torch.bool)
         return batch
 
@@ -136,6 +140,21 @@ def _group(
         batch[key][mask] = values[: counts.sum()]
     index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(num_targets))  # (P,)
     return {**batch, "context_index": index.repeat(2)}
+
+
+def _describe_not_finite(items: list[dict[str, Any]]) -> str:
+    found = next(
+        f"`{column}` of pair {index} in the {part} of user {item['user_id']!r}"
+        for item in items
+        for part in ("context", "target")
+        for index, pair in enumerate(item[part])
+        for column in EMBED_COLUMNS
+        if not np.isfinite(pair.get(column, 0)).all()
+    )
+    return (
+        f"{found} holds NaN or infinite values. Drop the pair from the stream or embed it again (a float16 embedder may "
+        "overflow)."
+    )
 
 
 def pad_pairs(batch: dict[str, torch.Tensor], num_pairs: int) -> dict[str, torch.Tensor]:

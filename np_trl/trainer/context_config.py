@@ -77,6 +77,7 @@ class ContextConfigMixin:
 
     def __post_init__(self):
         super().__post_init__()
+        self._share_out_streams()
         self._check_at_least("num_targets", 1)
         self._check_at_least("eval_num_targets", 1)
         self._check_at_least("eval_num_draws", 1)
@@ -107,6 +108,15 @@ class ContextConfigMixin:
     def task_sampling(self) -> TaskSampling:
         """How training tasks are drawn."""
         return TaskSampling(self.min_context, self.max_context, self.num_targets, self.context_in_target)
+
+    def _share_out_streams(self) -> None:
+        """Let every process read its own tasks of a stream, instead of one process that cuts batches into pieces."""
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "`accelerator_config={'dispatch_batches': True}` cuts batches into pieces of equal numbers of rows, but the "
+                "tensors of a batch of tasks have rows of users, of pairs and of options. Leave `dispatch_batches` out."
+            )
+        self.accelerator_config.dispatch_batches = False
 
     def _check_at_least(self, name: str, limit: int) -> None:
         if getattr(self, name) < limit:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from functools import cached_property
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
@@ -10,6 +11,7 @@ from transformers import EvalPrediction
 
 from np_trl.data import EvaluationTasks, PreferenceRows, TaskSampler, TrainingTasks
 from np_trl.data.contextual_collator import pad_pairs
+from np_trl.data.task_stream import TaskStream
 from np_trl.data.validation import check_embeddings, check_preferences, drop_ties, select_users
 from np_trl.metrics import num_context_curve
 from np_trl.models.layers import Standardizer
@@ -94,6 +96,8 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
         if isinstance(dataset, Dataset):
             rows = PreferenceRows(self._with_embeddings(dataset, description.lower()))
             dataset = self._training_tasks(rows) if is_training else self.evaluation_tasks(rows)
+        elif isinstance(dataset, IterableDataset):
+            dataset = TaskStream(dataset)
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def _training_tasks(self, rows: PreferenceRows) -> TrainingTasks:
@@ -148,7 +152,7 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
     # Override: keep the columns of rows that are tasks already.
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        for column in ("user_id", "context", "target"):
+        for column in ("user_id", "context", "target", "task_number"):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
@@ -191,5 +195,14 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute our metrics and, beside them, those of the `compute_metrics` that was passed."""
-        metrics = num_context_curve(prediction, self._groups)
+        metrics = num_context_curve(_drop_repeated_tasks(prediction), self._groups)
         return metrics if self._user_metrics is None else {**metrics, **self._user_metrics(prediction)}
+
+
+def _drop_repeated_tasks(prediction: EvalPrediction) -> EvalPrediction:
+    """Leave out the streamed tasks that were repeated so that all processes have equally many."""
+    conditions = prediction.label_ids  # (tasks, 2), or (tasks, 3) of a stream
+    if conditions.shape[1] == 2:
+        return prediction
+    _, first = np.unique(conditions[:, 2], return_index=True)
+    return EvalPrediction(tuple(values[first] for values in prediction.predictions), conditions[first])

@@ -20,6 +20,7 @@ from tests.testing_utils import (
     losses,
     reward_config,
     style_rows,
+    task_rows,
     tiny_reward_model,
     tiny_tokenizer,
 )
@@ -50,6 +51,15 @@ def train_reward(folder: Path, deepspeed: str | None, **kwargs) -> NPRewardTrain
     )
 
 
+def train_streamed_reward(folder: Path, deepspeed: str | None, **kwargs) -> NPRewardTrainer:
+    return NPRewardTrainer(
+        tiny_reward_model(),
+        args=reward_config(folder, **{**options(deepspeed), **kwargs}),
+        train_dataset=task_rows(embedded_rows(num_users=16), num_files=3),
+        eval_dataset=task_rows(embedded_rows(num_users=7, seed=1), num_files=3),
+    )
+
+
 def train_policy(folder: Path, deepspeed: str | None, base: str, lora: bool, **kwargs) -> NPDPOTrainer:
     return NPDPOTrainer(
         base,
@@ -75,12 +85,14 @@ def run(trainer) -> dict:
 
 
 def build(case: str, folder: Path, deepspeed: str | None, base: str, **kwargs):
-    """Build the trainer of a case: `reward`, `full` or `lora`, and `precomputed` for reference log-probs."""
+    """Build the trainer of a case: `reward`, `streamed`, `full` or `lora`, and `precomputed` for reference log-probs."""
     torch.manual_seed(0)
     if "precomputed" in case:
         kwargs["precompute_ref_log_probs"] = True
     if case == "reward":
         trainer = train_reward(folder, deepspeed, **kwargs)
+    elif case == "streamed":
+        trainer = train_streamed_reward(folder, deepspeed, **kwargs)
     else:
         trainer = train_policy(folder, deepspeed, base, "lora" in case, **kwargs)
     TRAINERS.append(trainer)
