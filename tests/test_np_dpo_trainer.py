@@ -9,6 +9,7 @@ from trl import DPOTrainer
 
 from np_trl import FiLMGemmaForCausalLM, NPDPOTrainer, NPRewardTrainer, load_policy
 from np_trl.trainer.policy import POLICIES, np_parameters
+from np_trl.trainer.reference_log_probs import ReferenceLogProbs
 
 from .testing_utils import (
     BASES,
@@ -121,6 +122,32 @@ def test_precomputed_references_change_no_loss(tmp_path, peft_config):
     assert {"ref_chosen_logps", "ref_rejected_logps"} <= set(precomputed.train_dataset.column_names)
     precomputed.train()
     assert losses(precomputed) == pytest.approx(losses(expected), abs=1e-5)
+
+
+def test_an_evaluation_computes_reference_log_probs_of_a_pair_once(tmp_path, monkeypatch):
+    trainer = build(
+        tmp_path,
+        eval_dataset=style_rows(num_users=5, seed=1),
+        eval_num_contexts=[0, 1, 2, 5],
+        per_device_eval_batch_size=5,
+    )
+    trainer.train()
+    compute, pairs = trainer.compute_ref_log_probs, []
+
+    def count(model, inputs):
+        pairs.extend(inputs["input_ids"][: len(inputs["input_ids"]) // 2].tolist())
+        return compute(model, inputs)
+
+    monkeypatch.setattr(trainer, "compute_ref_log_probs", count)
+    metrics = trainer.evaluate()
+    assert len(pairs) == 5 * 5  # users, targets: at no more than one of four numbers of contexts, nor in the control
+    monkeypatch.setattr(ReferenceLogProbs, "find", lambda self, rows: None)
+    expected = trainer.evaluate()
+    assert len(pairs) == 25 + 5 * 25
+    for key in (key for key in expected if "_nc" in key or key in ("eval_loss", "eval_rewards/margins")):
+        assert metrics[key] == pytest.approx(expected[key], abs=1e-6)
+    trainer.evaluate(style_rows(num_users=3, seed=2))  # other pairs under the same numbers
+    assert trainer._references is None
 
 
 def test_a_plain_model_will_do_as_reference(tmp_path):

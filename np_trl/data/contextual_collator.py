@@ -4,7 +4,8 @@ The collator: users in, one padded batch out.
 The batch contract, with U users, P pairs in all, C context pairs (at least 1, padded and masked), E embedding size:
 what the target collator returns for the P target pairs (2P rows, chosen first, as in TRL); `context_embeds`
 (U, C, 2, E), axis 2 = chosen, rejected; `context_mask` (U, C); `context_index` (2P,), row -> user. In evaluation also
-`conditions` (U, 2): user and N_C, and of a stream (U, 3), the number of the task; and `new_options` (P,): whether no context pair has an option of the target. Where options are numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
+`conditions` (U, 2): user and N_C, and of a stream (U, 3), the number of the task; `target_rows` (P,): the rows
+of the pairs in their dataset; and `new_options` (P,): whether no context pair has an option of the target. Where options are numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
 """
 
 import zlib
@@ -100,6 +101,7 @@ class ContextualCollator:
         batch |= _group(context, [len(context) for context in contexts], [len(target) for target in targets])
         if isinstance(tasks[0], EvaluationTask):
             batch["conditions"] = torch.tensor([(task.user, task.num_context) for task in tasks])
+            batch["target_rows"] = torch.tensor(target_pairs)
             batch["new_options"] = torch.from_numpy(np.concatenate([task.has_new_options() for task in tasks]))
         return batch
 

@@ -33,6 +33,8 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
     _num_pairs: int
     # log-likelihood of each user's targets together, (U,), where they are not independent given the margins
     _joint_log_likelihood: torch.Tensor | None = None
+    # rows of the target pairs of the last batch in the set that is evaluated, (P,); none in training
+    _target_rows: torch.LongTensor | None = None
     # the group of each user of the set that is evaluated
     _groups: list[str] | None = None
 
@@ -172,6 +174,7 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
                     "would not count alike. Give every task of the streamed training set the same number of targets."
                 )
             inputs = pad_pairs(inputs, int(sizes.max()))
+        self._target_rows = inputs.pop("target_rows", None)
         outputs = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._margins = self._margins[: self._num_pairs]
         return outputs

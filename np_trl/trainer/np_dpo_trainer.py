@@ -13,7 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 from trl import DPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from np_trl.data import ContextualCollator, TokenTargets
+from np_trl.data import ContextualCollator, EvaluationTasks, TokenTargets
 from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.data.validation import check_embeddings
 from np_trl.models import ContextEncoder
@@ -32,6 +32,7 @@ from np_trl.trainer.policy import (
     np_parameters,
     upcast_np_parameters,
 )
+from np_trl.trainer.reference_log_probs import ReferenceLogProbs
 
 
 _CONTEXT_KEYS = ("context_embeds", "context_mask", "context_index")
@@ -86,6 +87,8 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
 
     # whether `save_merged` has used the adapter up
     _is_merged = False
+    # of the set that is evaluated; none in training
+    _references: ReferenceLogProbs | None = None
 
     def __init__(
         self,
@@ -326,8 +329,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
     # Override: the reference never sees a context, so its log-probs come from TRL's own function, without one.
     def _compute_loss(self, model, inputs, return_outputs):
         if "ref_chosen_logps" not in inputs:
-            plain = {key: value for key, value in inputs.items() if key not in _CONTEXT_KEYS}
-            chosen, rejected = self.compute_ref_log_probs(self.ref_model or model, plain)
+            chosen, rejected = self._reference_log_probs(model, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
         def forward(**kwargs):
@@ -345,6 +347,29 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             return super()._compute_loss(forward, inputs, return_outputs)
         finally:
             self.precompute_ref_logps = precomputed
+
+    def _reference_log_probs(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the chosen and the rejected completions, `(P,)`; in an evaluation computed once for every pair."""
+        plain = {key: value for key, value in inputs.items() if key not in _CONTEXT_KEYS}
+        if self._references is None:
+            return self.compute_ref_log_probs(self.ref_model or model, plain)
+        found = self._references.find(self._target_rows)
+        is_missing = torch.tensor([found is None], device=self.accelerator.device)
+        if self.accelerator.gather(is_missing).any():  # where weights are sharded, all processes compute or none
+            chosen, rejected = self.compute_ref_log_probs(self.ref_model or model, plain)
+            self._references.add(*self.accelerator.gather((self._target_rows, chosen, rejected)))
+            return chosen, rejected
+        return tuple(found.to(self.accelerator.device))
+
+    # Override: in an evaluation of users, the reference log-probs of every pair are computed once.
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        if not isinstance(dataloader.dataset, EvaluationTasks):
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        self._references = ReferenceLogProbs()
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self._references = None
 
     # Override: the context encoder and FiLM have a learning rate of their own.
     def create_optimizer(self, model=None):

@@ -1,20 +1,25 @@
 """
-Kill a training run again and again, at random moments, and let it go on from its newest whole checkpoint each time.
+Let training runs fail, and go on from their newest whole checkpoint.
 
-Prints a JSON line: how often it was killed and how often a checkpoint was being written then, whether anything was lost
-beyond the last checkpoint, and whether the run that came through equals one that nobody touched.
+Two runs are killed again and again, at random moments; they run into a full disk, and into Ctrl-C. A third one reads a
+stream with a pair that is not finite. Of a fourth one, in two processes, one process is killed. Prints a JSON line: what was
+said, whether anything was lost beyond the last checkpoint, and whether the run that came through equals one that nobody
+touched.
 """
 
 import json
+import math
 import os
 import random
 import resource
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
@@ -26,6 +31,7 @@ from tests.testing_utils import (
     losses,
     reward_config,
     style_rows,
+    task_rows,
     tiny_base,
     tiny_reward_model,
     tiny_tokenizer,
@@ -33,6 +39,7 @@ from tests.testing_utils import (
 
 
 STEPS, SAVE_STEPS, KILLS = 60, 2, 20
+BAD_TASK = 25  # in batches of 4, the 7th
 
 
 class TellSaved(TrainerCallback):
@@ -61,14 +68,32 @@ class Interrupt(TrainerCallback):
             signal.raise_signal(signal.SIGINT)  # to this thread, so that it is raised here
 
 
+class Die(TrainerCallback):
+    """Kill this process at a step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stream(is_finite: bool):
+    rows = embedded_rows(num_users=4 * STEPS, pairs_per_user=4).to_dict()
+    if not is_finite:
+        rows["chosen_embeds"][4 * BAD_TASK][0] = math.nan
+    return task_rows(Dataset.from_dict(rows))
+
+
 def build(case: str, folder: Path, max_steps: int, callbacks=()):
     torch.manual_seed(0)
     options = {"max_steps": max_steps, "save_strategy": "steps", "save_steps": SAVE_STEPS, "save_total_limit": 2}
-    if case == "reward":
+    if case != "lora":
+        if "RANK" in os.environ:
+            options["ddp_backend"] = "gloo"
+        is_finite = case != "not_finite"
         return NPRewardTrainer(
             tiny_reward_model(),
             args=reward_config(folder, **options),
-            train_dataset=embedded_rows(num_users=16),
+            train_dataset=embedded_rows(num_users=16) if case == "reward" else stream(is_finite),
             callbacks=list(callbacks),
         )
     return NPDPOTrainer(
@@ -81,11 +106,17 @@ def build(case: str, folder: Path, max_steps: int, callbacks=()):
     )
 
 
-def train(case: str, folder: Path, callbacks=()) -> None:
+def train(case: str, folder: Path, callbacks=(), rank: int = 0, num_processes: int = 1, port: int = 0) -> None:
+    if num_processes > 1:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
+        os.environ |= {key: str(value) for key, value in ranks.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     trainer = build(case, folder, STEPS, [TellSaved(folder / "told"), *callbacks])
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     trainer.save_model()
     (folder / "losses.json").write_text(json.dumps(losses(trainer)))
+    if num_processes > 1:
+        torch.distributed.barrier()
 
 
 def in_a_child(function, *args) -> int:
@@ -104,6 +135,16 @@ def in_a_child(function, *args) -> int:
     return pid
 
 
+def launch(case: str, folder: Path, callbacks=(), num_processes: int = 1) -> list[int]:
+    """Start the processes of a run. Callbacks are for the last of them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return [
+        in_a_child(train, case, folder, callbacks if rank == num_processes - 1 else (), rank, num_processes, port)
+        for rank in range(num_processes)
+    ]
+
+
 def newest(folder: Path) -> int:
     checkpoint = last_whole_checkpoint(folder)
     return 0 if checkpoint is None else int(checkpoint.split("-")[-1])
@@ -114,9 +155,9 @@ def told(folder: Path) -> int:
     return int(path.read_text() or 0) if path.exists() else 0
 
 
-def finish(case: str, folder: Path) -> dict:
-    _, status = os.waitpid(in_a_child(train, case, folder), 0)
-    assert status == 0, (folder / "error").read_text()
+def finish(case: str, folder: Path, num_processes: int = 1) -> dict:
+    statuses = [os.waitpid(pid, 0)[1] for pid in launch(case, folder, num_processes=num_processes)]
+    assert not any(statuses), (folder / "error").read_text()
     return {
         "losses": json.loads((folder / "losses.json").read_text()),
         "weights": next(folder.glob("*.safetensors")).read_bytes().hex(),
@@ -129,7 +170,7 @@ def kill_at_random(case: str, folder: Path, seconds: float) -> dict:
     survived = while_writing = 0
     for _ in range(KILLS):
         before = newest(folder)
-        pid = in_a_child(train, case, folder)
+        (pid,) = launch(case, folder)
         time.sleep(rng.uniform(0, 0.3 * seconds))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -144,10 +185,15 @@ def kill_at_random(case: str, folder: Path, seconds: float) -> dict:
     }
 
 
-def fail(case: str, folder: Path, callback: TrainerCallback) -> dict:
-    """Let a run fail by a callback."""
-    _, status = os.waitpid(in_a_child(train, case, folder, [callback]), 0)
+def fail(case: str, folder: Path, callbacks=(), num_processes: int = 1) -> dict:
+    """Let a run fail, in several processes by a callback of the last one. Tells how long the first outlives the last."""
+    first, *_, last = 2 * launch(case, folder, callbacks, num_processes)
+    if num_processes > 1:
+        os.waitpid(last, 0)
+    start = time.perf_counter()
+    _, status = os.waitpid(first, 0)
     return {
+        "seconds": time.perf_counter() - start,
         "failed": status != 0,
         "error": (folder / "error").read_text(),
         "newest": newest(folder),
@@ -166,12 +212,18 @@ def main(root: Path) -> None:
         start = time.perf_counter()
         expected = finish(case, folders["whole"])
         results = {"killed": kill_at_random(case, folders["killed"], time.perf_counter() - start)}
-        results["full_disk"] = fail(case, folders["full_disk"], LimitFiles())
-        results["interrupted"] = fail(case, folders["interrupted"], Interrupt())
+        results["full_disk"] = fail(case, folders["full_disk"], [LimitFiles()])
+        results["interrupted"] = fail(case, folders["interrupted"], [Interrupt()])
         for name, result in results.items():
             actual = finish(case, folders[name])
             result["equal"] = actual == expected
         report[case] = results
+    for folder in (root / name for name in ("streamed", "not_finite", "two", "one_dies")):
+        folder.mkdir()
+    report["not_finite"] = fail("not_finite", root / "not_finite")
+    report["not_finite"]["equal"] = finish("streamed", root / "not_finite") == finish("streamed", root / "streamed")
+    report["one_dies"] = fail("reward", root / "one_dies", [Die()], num_processes=2)
+    report["one_dies"]["equal"] = finish("reward", root / "one_dies", 2) == finish("reward", root / "two", 2)
     print(json.dumps(report))
 
 

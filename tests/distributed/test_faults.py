@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or without room goes on from its newest whole checkpoint, as if nothing had been."""
+"""A run that fails, for whatever reason, goes on from its newest whole checkpoint, as if nothing had been."""
 
 import json
 import sys
@@ -17,4 +17,9 @@ def test_runs_survive(tmp_path):
         assert "KeyboardInterrupt" in results["interrupted"]["error"] and results["interrupted"]["newest"] == 4
         for result in results.values():
             assert result["equal"]  # losses and weights, to the bit
-    assert sum(report[case]["killed"]["while a checkpoint was written"] for case in report) > 0
+    assert sum(report[case]["killed"]["while a checkpoint was written"] for case in ("reward", "lora")) > 0
+    not_finite, one_dies = report["not_finite"], report["one_dies"]
+    assert "`chosen_embeds` of pair 0 in the context of user 25 holds NaN" in not_finite["error"]
+    assert not_finite["newest"] == not_finite["told"] == 4
+    assert one_dies["failed"] and one_dies["seconds"] < 60 and one_dies["newest"] == 4
+    assert not_finite["equal"] and one_dies["equal"]
