@@ -9,6 +9,7 @@ from itertools import chain
 
 import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM, get_peft_model_state_dict
+from peft.utils.integrations import gather_params_ctx
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
@@ -241,7 +242,7 @@ def hash_base_weights(
 
     Returns:
         `dict[str, str | None]`: a hash for the token embeddings, each layer, the norm and, where it has weights of its
-        own, the head. `None` for parts that are quantised, sharded or in float16, which cannot be compared.
+        own, the head. `None` for parts that are quantised, in float16 or not loaded in this process, which cannot be compared.
     """
     hashes = {}
     head = [] if base.config.tie_word_embeddings else base.lm_head.named_parameters(prefix="lm_head")
@@ -250,13 +251,14 @@ def hash_base_weights(
         if parts[0] in ("film", "context_encoder") or not set(adapters).isdisjoint(parts):
             continue
         key = ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
-        if weight.dtype not in (torch.float32, torch.bfloat16) or weight.numel() == 0 or weight.is_meta:
-            hashes[key] = None
-        elif hashes.setdefault(key, hashlib.sha256()) is not None:
-            values = weight.detach().flatten()[:: -(-weight.numel() // samples)]
-            values = values.to("cpu", torch.bfloat16).view(torch.int16)
-            hashes[key].update(f"{'.'.join(parts)} {tuple(weight.shape)}".encode())
-            hashes[key].update(values.numpy().tobytes())
+        with gather_params_ctx(weight, modifier_rank=None):  # of ZeRO-3
+            if weight.dtype not in (torch.float32, torch.bfloat16) or weight.numel() == 0 or weight.is_meta:
+                hashes[key] = None
+            elif hashes.setdefault(key, hashlib.sha256()) is not None:
+                values = weight.detach().flatten()[:: -(-weight.numel() // samples)]
+                values = values.to("cpu", torch.bfloat16).view(torch.int16)
+                hashes[key].update(f"{'.'.join(parts)} {tuple(weight.shape)}".encode())
+                hashes[key].update(values.numpy().tobytes())
     return {key: None if value is None else value.hexdigest()[:16] for key, value in hashes.items()}
 
 

@@ -51,6 +51,13 @@ def shapes(folder: Path) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in load_file(file).items()}
 
 
+def base_weights(folder: Path) -> dict[str, str]:
+    """What a saved adapter says of the base it belongs to."""
+    hashes = json.loads((folder / "adapter_config.json").read_text())["film"]["base_weights"]
+    assert None not in hashes.values()
+    return hashes
+
+
 @torch.no_grad()
 def outputs(folder: Path) -> torch.Tensor:
     """What a saved model says to fixed users: log-odds of choices, or log-probs of tokens."""
@@ -84,6 +91,8 @@ def test_two_processes_compute_what_one_does(one_process, mode):
         saved, whole = shapes(folder / mode / case), shapes(folder / "one" / case)
         saved.pop("lm_head.weight", None)  # tied, and saved twice by ZeRO
         assert saved == whole
+        if case.startswith("lora"):
+            assert base_weights(folder / mode / case) == base_weights(folder / "one" / case)
         torch.testing.assert_close(outputs(folder / mode / case), outputs(folder / "one" / case), rtol=1e-3, atol=1e-3)
 
 
