@@ -1,7 +1,9 @@
 """
 What an NP-BTL training step at the paper's size spends its time on, and whether the collator keeps up.
 
-64 tasks, N_T = 20, N_C <= 10 inside the targets, embeddings of size 4,096 in float16 on disk, hidden size 256.
+64 tasks, N_T = 20, N_C <= 10 inside the targets, embeddings of size 4,096 in float16 on disk, hidden size 256. The bare
+products are those of one step, forward and backward, on operands prepared in advance, and nothing else; they alternate with
+the steps.
 
 ```sh
 python examples/benchmarks/reward_step.py
@@ -9,7 +11,6 @@ python examples/benchmarks/reward_step.py
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 
@@ -17,13 +18,15 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, load_from_disk
 from report import report
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from np_trl import NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer
 
 
 EMBED, USERS, PAIRS = 4096, 100, 4000
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm"}
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 
 
 def write_rows(path: str, num_pairs: int = PAIRS) -> Dataset:
@@ -59,6 +62,49 @@ def step(trainer: NPRewardTrainer, batch: dict) -> None:
     trainer.optimizer.zero_grad()
 
 
+class ProductRecorder(TorchDispatchMode):
+    """
+    Records every matrix product, with operands of the same shapes and strides.
+
+    Args:
+        sizes (`dict[int, int]`, *optional*):
+            What to cut dimensions of a size to.
+    """
+
+    def __init__(self, sizes: dict[int, int] | None = None):
+        super().__init__()
+        self.sizes, self.products = sizes or {}, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in PRODUCTS:
+            self.products.append((function, [self._operand(operand) for operand in args]))
+        return function(*args, **(kwargs or {}))
+
+    def _operand(self, operand: torch.Tensor) -> torch.Tensor:
+        kept = operand[tuple(slice(self.sizes.get(size, size)) for size in operand.shape)]
+        return torch.empty_like(kept).normal_()
+
+    @torch.no_grad()
+    def repeat(self) -> None:
+        for function, operands in self.products:
+            function(*operands)
+
+
+def record(trainer: NPRewardTrainer, batch: dict, sizes: dict[int, int] | None = None) -> ProductRecorder:
+    with ProductRecorder(sizes) as recorder:
+        step(trainer, batch)
+    return recorder
+
+
+def rows_embedded(trainer: NPRewardTrainer, module: nn.Linear, batch: dict) -> int:
+    """Count the options that a linear map is given in a step."""
+    counts = []
+    hook = module.register_forward_hook(lambda _, args, output: counts.append(args[0].shape[:-1].numel()))
+    trainer.compute_loss(trainer.model, dict(batch))
+    hook.remove()
+    return sum(counts)
+
+
 def seconds(function, *args) -> float:
     start = time.perf_counter()
     function(*args)
@@ -70,26 +116,46 @@ def share_of_products(trainer: NPRewardTrainer, batch: dict, num_steps: int) -> 
         for _ in range(num_steps):
             step(trainer, batch)
     times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    return sum(times.get(name, 0) for name in PRODUCTS) / sum(times.values())
+    return sum(times.get(product.name(), 0) for product in PRODUCTS) / sum(times.values())
+
+
+def time_steps(trainer: NPRewardTrainer, num_steps: int) -> dict[str, float]:
+    loader = trainer.get_train_dataloader()
+    batch = next(iter(loader))
+    mask = batch["context_mask"]
+    num_tasks, padded, present = len(mask), mask.numel(), int(mask.sum())
+    step(trainer, batch)
+    bare = record(trainer, batch)
+    needed = record(trainer, batch, {padded: present, 2 * padded: 2 * present})
+    times = []
+    for index in range(num_steps):
+        tasks = [loader.dataset[num_tasks * index + position] for position in range(num_tasks)]
+        calls = [(step, trainer, batch), (bare.repeat,), (needed.repeat,), (trainer.data_collator, tasks)]
+        times.append([seconds(*call) for call in calls])
+    times = np.array(times)
+    step_time, bare_time, needed_time, collator_time = np.median(times, axis=0)
+    _, to_bare, to_needed, _ = np.median(times[:, :1] / times, axis=0)
+    target_rows = rows_embedded(trainer, trainer.model.option_encoder.input, batch)
+    context_rows = rows_embedded(trainer, trainer.model.context_encoder.option_encoder.input, batch)
+    return {
+        "step, median s": step_time,
+        "tasks a second": num_tasks / step_time,
+        "bare products, median s": bare_time,
+        "step to bare products, median of pairs": to_bare,
+        "needed products, median s": needed_time,
+        "step to needed products, median of pairs": to_needed,
+        "share of matrix products in a step": share_of_products(trainer, batch, num_steps),
+        "collator, median s": collator_time,
+        "collator to step, median of pairs": np.median(times[:, 3] / times[:, 0]),
+        "encodings of a target option": target_rows / len(batch["option_embeds"]),
+        "encodings of a context option by the context encoder": context_rows / (2 * present),
+    }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--num_steps", type=int, default=10)
+    parser.add_argument("--num_steps", type=int, default=20)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as path:
-        trainer = build_trainer(path)
-        loader = trainer.get_train_dataloader()
-        batch = next(iter(loader))
-        step(trainer, batch)
-        times = []
-        for index in range(arguments.num_steps):
-            tasks = [loader.dataset[64 * index + position] for position in range(64)]
-            times.append((seconds(step, trainer, batch), seconds(trainer.data_collator, tasks)))
-        figures = {
-            "step, median s": statistics.median(step_time for step_time, _ in times),
-            "collator, median s": statistics.median(collator_time for _, collator_time in times),
-            "collator to step, median of pairs": statistics.median(c / s for s, c in times),
-            "share of matrix products in a step": share_of_products(trainer, batch, arguments.num_steps),
-        }
-    report("reward_step", figures, seed=0)
+        figures = time_steps(build_trainer(path), arguments.num_steps)
+    report("reward_step", {name: float(value) for name, value in figures.items()}, seed=0)
