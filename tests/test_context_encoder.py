@@ -52,6 +52,19 @@ def test_users_without_context_share_a_learned_latent(variant):
     assert encoder.empty_set.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_is_not_embedded_and_without_any_pair_all_weights_take_part(variant):
+    """Processes of DDP and ZeRO wait for gradients of all weights, whatever contexts were drawn."""
+    encoder, (embeds, mask) = tiny_context_encoder(**variant), toy_context(users=3, pairs=5)
+    embedded = []
+    encoder.option_encoder.register_forward_hook(lambda _, inputs, __: embedded.append(len(inputs[0])))
+    for present in (mask, torch.zeros_like(mask)):
+        encoder.zero_grad()
+        encoder(embeds, present).sum().backward()
+        assert embedded[-1] == present.sum()
+        assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
 def test_gated_memory_starts_as_a_shrunken_sum_of_differences():
     encoder, (embeds, mask) = tiny_context_encoder(memory_weights="gate"), toy_context(users=4, pairs=5)
     difference = ((embeds[:, :, 0] - embeds[:, :, 1]) * mask.unsqueeze(-1)).sum(dim=1)

@@ -75,8 +75,8 @@ def test_a_choice_that_another_explains_weighs_less():
     memory.reset_parameters()
     torch.nn.init.eye_(memory.code.weight)
     one, other = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
-    options = torch.stack([one, one, one, other]).unsqueeze(0)  # (1, 4, 2, 3)
-    recalled = memory(options, torch.zeros(1, 4, 2, 4), None, torch.ones(1, 4, 1))[0]
+    options = torch.stack([one, one, one, other])  # (4, 2, 3)
+    recalled = memory(options, torch.zeros(1, 4, 2, 4), None, torch.ones(1, 4, 1, dtype=torch.bool))[0]
     assert 1 < recalled[0] / recalled[1] < 3 and recalled[2] == 0
 
 
@@ -87,7 +87,7 @@ def test_a_strong_memory_survives_autocast():
     memory.reset_parameters()
     torch.nn.init.constant_(memory.log_variance, 3.0)
     options = torch.randn(8, 20, 2, 3) @ torch.randn(3, 512) + 0.1 * torch.randn(8, 20, 2, 512)
-    arguments = options, torch.zeros(8, 20, 2, 4), None, torch.ones(8, 20, 1)
+    arguments = options.flatten(0, 1), torch.zeros(8, 20, 2, 4), None, torch.ones(8, 20, 1, dtype=torch.bool)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         recalled = memory(*arguments)
     expected = memory(*arguments)

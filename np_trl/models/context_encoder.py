@@ -9,7 +9,7 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .configuration_context_encoder import ContextEncoderConfig
-from .layers import SkipMLP, Standardizer
+from .layers import SkipMLP, Standardizer, spread
 from .memory import GatedMemory, PosteriorMemory
 
 
@@ -94,11 +94,13 @@ class ContextEncoder(nn.Module):
             `ValueError`: if the shapes disagree with each other or with `embed_size`.
         """
         self._check_shapes(context_embeds, context_mask)
-        mask = context_mask.bool().unsqueeze(-1)  # (U, C, 1)
-        options = self.embed_dropout(self.standardizer(context_embeds))  # (U, C, 2, E)
+        present = context_mask.bool()  # (U, C)
+        mask = present.unsqueeze(-1)  # (U, C, 1)
+        # the P pairs that are present: where users differ in their numbers of pairs, half of a batch is padding
+        options = self.embed_dropout(self.standardizer(context_embeds[present]))  # (P, 2, E)
         if item_embeds is not None:
-            options = options + item_embeds
-        hidden = self.option_encoder(self.dropout(options))  # (U, C, 2, hidden)
+            options = options + item_embeds[present]
+        hidden = spread(self.option_encoder(self.dropout(options)), present)  # (U, C, 2, hidden)
         pairs = self._encode_pairs(hidden)  # (U, C, hidden)
         mean = self.set_encoder(self._pool(pairs, mask))  # (U, set), or both moments
         if self.is_gaussian:

@@ -136,6 +136,22 @@ class ZeroLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+def spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """
+    Lay out values in their places, zeros elsewhere.
+
+    Args:
+        values (`torch.Tensor` of shape `(P, ...)`):
+            One entry for each `True`, in their order.
+        present (`torch.BoolTensor` of shape `(U, C)`):
+            Where they belong.
+
+    Returns:
+        `torch.Tensor` of shape `(U, C, ...)`.
+    """
+    return values.new_zeros(*present.shape, *values.shape[1:]).index_put((present,), values)
+
+
 def pool_tokens(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """
     Pool the hidden states of the tokens that are there.

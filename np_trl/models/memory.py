@@ -9,7 +9,7 @@ what the user chose. The weights come from a learned gate, or from Bayes' rule.
 import torch
 from torch import nn
 
-from .layers import ZeroLinear
+from .layers import ZeroLinear, spread
 
 
 class Memory(nn.Module):
@@ -41,10 +41,10 @@ class Memory(nn.Module):
     ) -> torch.Tensor:
         """
         Args:
-            options (`torch.Tensor` of shape `(U, C, 2, E)`):
-                Standardised options of the context pairs, chosen and rejected.
+            options (`torch.Tensor` of shape `(P, 2, E)`):
+                Standardised options of the P context pairs that are present, chosen and rejected.
             hidden (`torch.Tensor` of shape `(U, C, 2, hidden)`):
-                The same, encoded.
+                The same, encoded, in their places.
             pairs (`torch.Tensor` of shape `(U, C, hidden)`):
                 Encoded pairs.
             mask (`torch.Tensor` of shape `(U, C, 1)`):
@@ -53,7 +53,7 @@ class Memory(nn.Module):
         Returns:
             `torch.Tensor` of shape `(U, M)`; zeros for a user without context.
         """
-        difference = self.code(options[:, :, 0] - options[:, :, 1]) * mask  # (U, C, M)
+        difference = spread(self.code(options[:, 0] - options[:, 1]), mask.squeeze(-1))  # (U, C, M)
         return self.output(self.pool(difference, hidden, pairs, mask))
 
     def pool(self, difference, hidden, pairs, mask) -> torch.Tensor:
