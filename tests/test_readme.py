@@ -30,6 +30,11 @@ def test_every_file_it_names_exists():
         assert path.startswith("examples/") or (ROOT / "examples" / path).exists(), path
 
 
+def test_its_ratios_are_those_of_the_reports():
+    script = ROOT / "examples" / "benchmarks" / "ratios.py"
+    assert subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout in README
+
+
 def test_the_commands_install_for_themselves():
     for kind in ("demo", "test"):
         command = re.search(rf"```sh {kind}\n(.*?)```", README, re.S).group(1)

@@ -15,30 +15,12 @@ import resource
 import tempfile
 import time
 
-import torch
 from datasets import load_from_disk
 from report import report
-from reward_step import EMBED, build_model, write_rows
-from torch.utils._python_dispatch import TorchDispatchMode
+from reward_step import EMBED, ProductRecorder, build_model, write_rows
 from transformers import TrainerCallback
 
 from np_trl import NPRewardConfig, NPRewardTrainer
-
-
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
-
-
-class ProductRecorder(TorchDispatchMode):
-    """Records every matrix product, with operands of the same shapes and strides."""
-
-    def __init__(self):
-        super().__init__()
-        self.products = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in PRODUCTS:
-            self.products.append((function, [torch.empty_like(operand).normal_() for operand in args]))
-        return function(*args, **(kwargs or {}))
 
 
 class BareLoop(TrainerCallback):
@@ -56,9 +38,7 @@ class BareLoop(TrainerCallback):
         if state.global_step == 1:
             self.recorder.__exit__(None, None, None)
         start = time.perf_counter()
-        with torch.no_grad():
-            for function, operands in self.recorder.products:
-                function(*operands)
+        self.recorder.repeat()
         end = time.perf_counter()
         if state.global_step > 1:
             self.step_seconds += start - self.last

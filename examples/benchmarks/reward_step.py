@@ -63,37 +63,21 @@ def step(trainer: NPRewardTrainer, batch: dict) -> None:
 
 
 class ProductRecorder(TorchDispatchMode):
-    """
-    Records every matrix product, with operands of the same shapes and strides.
+    """Records every matrix product, with operands of the same shapes and strides."""
 
-    Args:
-        sizes (`dict[int, int]`, *optional*):
-            What to cut dimensions of a size to.
-    """
-
-    def __init__(self, sizes: dict[int, int] | None = None):
+    def __init__(self):
         super().__init__()
-        self.sizes, self.products = sizes or {}, []
+        self.products = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function in PRODUCTS:
-            self.products.append((function, [self._operand(operand) for operand in args]))
+            self.products.append((function, [torch.empty_like(operand).normal_() for operand in args]))
         return function(*args, **(kwargs or {}))
-
-    def _operand(self, operand: torch.Tensor) -> torch.Tensor:
-        kept = operand[tuple(slice(self.sizes.get(size, size)) for size in operand.shape)]
-        return torch.empty_like(kept).normal_()
 
     @torch.no_grad()
     def repeat(self) -> None:
         for function, operands in self.products:
             function(*operands)
-
-
-def record(trainer: NPRewardTrainer, batch: dict, sizes: dict[int, int] | None = None) -> ProductRecorder:
-    with ProductRecorder(sizes) as recorder:
-        step(trainer, batch)
-    return recorder
 
 
 def rows_embedded(trainer: NPRewardTrainer, module: nn.Linear, batch: dict) -> int:
@@ -122,33 +106,29 @@ def share_of_products(trainer: NPRewardTrainer, batch: dict, num_steps: int) -> 
 def time_steps(trainer: NPRewardTrainer, num_steps: int) -> dict[str, float]:
     loader = trainer.get_train_dataloader()
     batch = next(iter(loader))
-    mask = batch["context_mask"]
-    num_tasks, padded, present = len(mask), mask.numel(), int(mask.sum())
+    num_tasks = len(batch["context_mask"])
     step(trainer, batch)
-    bare = record(trainer, batch)
-    needed = record(trainer, batch, {padded: present, 2 * padded: 2 * present})
+    with ProductRecorder() as bare:
+        step(trainer, batch)
     times = []
     for index in range(num_steps):
         tasks = [loader.dataset[num_tasks * index + position] for position in range(num_tasks)]
-        calls = [(step, trainer, batch), (bare.repeat,), (needed.repeat,), (trainer.data_collator, tasks)]
+        calls = [(step, trainer, batch), (bare.repeat,), (trainer.data_collator, tasks)]
         times.append([seconds(*call) for call in calls])
     times = np.array(times)
-    step_time, bare_time, needed_time, collator_time = np.median(times, axis=0)
-    _, to_bare, to_needed, _ = np.median(times[:, :1] / times, axis=0)
+    step_time, bare_time, collator_time = np.median(times, axis=0)
     target_rows = rows_embedded(trainer, trainer.model.option_encoder.input, batch)
     context_rows = rows_embedded(trainer, trainer.model.context_encoder.option_encoder.input, batch)
     return {
         "step, median s": step_time,
         "tasks a second": num_tasks / step_time,
         "bare products, median s": bare_time,
-        "step to bare products, median of pairs": to_bare,
-        "needed products, median s": needed_time,
-        "step to needed products, median of pairs": to_needed,
+        "step to bare products, median of pairs": np.median(times[:, 0] / times[:, 1]),
         "share of matrix products in a step": share_of_products(trainer, batch, num_steps),
         "collator, median s": collator_time,
-        "collator to step, median of pairs": np.median(times[:, 3] / times[:, 0]),
+        "collator to step, median of pairs": np.median(times[:, 2] / times[:, 0]),
         "encodings of a target option": target_rows / len(batch["option_embeds"]),
-        "encodings of a context option by the context encoder": context_rows / (2 * present),
+        "encodings of a context option by the context encoder": context_rows / (2 * int(batch["context_mask"].sum())),
     }
 
 
