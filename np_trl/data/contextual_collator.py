@@ -4,8 +4,9 @@ The collator: users in, one padded batch out.
 The batch contract, with U users, P pairs in all, C context pairs (at least 1, padded and masked), E embedding size:
 what the target collator returns for the P target pairs (2P rows, chosen first, as in TRL); `context_embeds`
 (U, C, 2, E), axis 2 = chosen, rejected; `context_mask` (U, C); `context_index` (2P,), row -> user. In evaluation also
-`conditions` (U, 2): user and N_C, and of a stream (U, 3), the number of the task; `target_rows` (P,): the rows
-of the pairs in their dataset; and `new_options` (P,): whether no context pair has an option of the target. Where options are numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
+`conditions` (U, 2): user and N_C, and of a stream (U, 3): the number of the task, too; `target_rows` (P,): the rows of the
+pairs in their dataset; and `new_options` (P,): whether no context pair has an option of the target. Where options are
+numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
 """
 
 import zlib
@@ -120,8 +121,9 @@ class ContextualCollator:
         counts = [len(item["context"]) for item in items]
         batch |= _group(context, counts, [len(item["target"]) for item in items])
         users = [zlib.crc32(str(item["user_id"]).encode()) for item in items]
-        numbers = [item.get("task_number", number) for number, item in enumerate(items)]
-        batch["conditions"] = torch.tensor(list(zip(users, counts, numbers, strict=True)))
+        numbers = [[item["task_number"]] if "task_number" in item else [] for item in items]
+        conditions = zip(users, counts, numbers, strict=True)
+        batch["conditions"] = torch.tensor([(user, count, *number) for user, count, number in conditions])
         batch["new_options"] = torch.ones(len(pairs), dtype=torch.bool)
         return batch
 
