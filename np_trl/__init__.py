@@ -43,6 +43,7 @@ _PUBLIC = {
     "UserAccuracy": "np_trl.metrics",
     "UserCalibration": "np_trl.metrics",
     "UserNLL": "np_trl.metrics",
+    "UserProfile": "np_trl.users",
     "load_policy": "np_trl.trainer",
     "simulate_users": "np_trl.data",
 }
@@ -99,3 +100,4 @@ if TYPE_CHECKING:
         RewardModelArguments,
         load_policy,
     )
+    from np_trl.users import UserProfile

@@ -11,6 +11,7 @@ from torch import nn
 
 from .context_encoder import ContextEncoder
 from .layers import pool_tokens
+from .pairs import stack_latents
 from .text_context import TextContextMixin
 from .weights import WholeWeightsMixin
 
@@ -292,13 +293,17 @@ class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
         context_embeds: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
+        users: list | None = None,
         **kwargs,
     ):
         """
-        Generate for the users given by `latents` or by a context ([`FiLMModelMixin.forward`]), one user a prompt.
+        Generate for the users given by `latents` or by a context ([`FiLMModelMixin.forward`]), one user a prompt; or by
+        `users`: latents of shape `(1, Z)`, or objects that have such `latents`.
 
         Everything else is [`~transformers.GenerationMixin.generate`]. The modulation is computed once, not for every token.
         """
+        if users is not None:
+            latents = stack_latents(users, self.device)
         film = self.model.infer_film(latents, context_embeds, context_mask, context_index)
         return super().generate(*args, **kwargs, film=film)
 

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .pairs import SIDES, check_pairs
+from .pairs import SIDES, check_pairs, empty_context
 
 
 class TextContextMixin:
@@ -24,8 +24,13 @@ class TextContextMixin:
             `torch.Tensor` of shape `(1, C, 2, H)`: the user's context set, for `infer_latents`.
 
         Raises:
-            `ValueError`: if there are no pairs, or a pair lacks a part.
+            `ValueError`: if there are no pairs, or a pair lacks a part, or another model embeds the policy's options.
         """
+        if self.config.context_source != "trunk":
+            raise ValueError(
+                f"This policy has `context_source={self.config.context_source!r}`: another model embedded the options of "
+                "its training set. Embed them with it, and call `infer_latents`."
+            )
         if not pairs:
             raise ValueError("`pairs` is empty. Pass at least one pair, or call `infer_user`, which takes none too.")
         check_pairs(pairs, ("prompt", *SIDES))
@@ -54,6 +59,27 @@ class TextContextMixin:
             return option[:length], start
         return option[-length:], max(0, start - len(option) + length)
 
+    def read_pairs(self, pairs: list[dict], tokenizer) -> dict[str, torch.Tensor]:
+        """
+        Read a user's choices, given as text.
+
+        Args:
+            pairs (`list[dict]`):
+                C preference pairs as in [`TextContextMixin.embed_pairs`]; none for a user without choices.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The policy's tokenizer.
+
+        Returns:
+            `dict[str, torch.Tensor]`: the user's context set, the arguments of `infer_latents`.
+
+        Raises:
+            `ValueError`: as [`TextContextMixin.embed_pairs`], but for no pairs.
+        """
+        if not pairs:
+            return empty_context(self.config.context_config.embed_size, self.device)
+        mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
+        return {"context_embeds": self.embed_pairs(pairs, tokenizer), "context_mask": mask}
+
     @torch.no_grad()
     def infer_user(self, pairs: list[dict], tokenizer) -> torch.Tensor:
         """
@@ -71,16 +97,7 @@ class TextContextMixin:
         Raises:
             `ValueError`: if a pair lacks a part, or another model embeds the policy's options.
         """
-        if self.config.context_source != "trunk":
-            raise ValueError(
-                f"This policy has `context_source={self.config.context_source!r}`: another model embedded the options of "
-                "its training set. Embed them with it, and call `infer_latents`."
-            )
-        if not pairs:
-            nothing = torch.zeros(1, 1, len(SIDES), self.config.context_config.embed_size, device=self.device)
-            return self.infer_latents(nothing, torch.zeros(1, 1, dtype=torch.bool, device=self.device))
-        mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
-        return self.infer_latents(self.embed_pairs(pairs, tokenizer), mask)
+        return self.infer_latents(**self.read_pairs(pairs, tokenizer))
 
 
 def tokenize_pair(pair: dict, tokenizer) -> tuple[int, list[int], list[int]]:

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from .pairs import SIDES, check_pairs
+from .pairs import SIDES, check_pairs, empty_context, stack_latents
 from .text_embedder import TextEmbedder, plain_text
 
 
@@ -43,14 +43,35 @@ class TextScoringMixin:
         """
         return self._embed(_options_of(pairs)).view(1, len(pairs), 2, -1)
 
+    def read_pairs(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
+        """
+        Read a user's choices, given as text.
+
+        Args:
+            pairs (`list[dict]`):
+                C preference pairs as in [`TextScoringMixin.embed_pairs`]; none for a user without choices. An option is
+                known to `config.option_ids` by its text, or by `chosen_option_id` and `rejected_option_id`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: the user's context set, the arguments of `infer_latents`.
+
+        Raises:
+            `ValueError`: as [`TextScoringMixin.embed_pairs`], but for no pairs.
+        """
+        if not pairs:
+            return empty_context(self.config.embed_size, self.device)
+        mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
+        numbers = self._number(_options_of(pairs)).view(1, -1, 2)  # (1, C, 2)
+        return {"context_embeds": self.embed_pairs(pairs), "context_mask": mask, "context_option_ids": numbers}
+
+    @torch.no_grad()
     def infer_user(self, pairs: list[dict]) -> torch.Tensor:
         """
         Infer the latent of a user from choices given as text.
 
         Args:
             pairs (`list[dict]`):
-                C preference pairs as in [`TextScoringMixin.embed_pairs`]; none for a user without choices. An option is
-                known to `config.option_ids` by its text, or by `chosen_option_id` and `rejected_option_id`.
+                C preference pairs as in [`TextScoringMixin.read_pairs`].
 
         Returns:
             `torch.Tensor` of shape `(1, Z)`.
@@ -60,12 +81,7 @@ class TextScoringMixin:
         """
         if not self.config.conditional:
             raise ValueError("This model has `conditional=False`: it knows no users. Call `score` without `latents`.")
-        if not pairs:
-            nothing = torch.zeros(1, 1, 2, self.config.embed_size, device=self.device)
-            return self.infer_latents(nothing, torch.zeros(1, 1, dtype=torch.bool, device=self.device))
-        mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
-        numbers = self._number(_options_of(pairs)).view(1, -1, 2)  # (1, C, 2)
-        return self.infer_latents(self.embed_pairs(pairs), mask, numbers)
+        return self.infer_latents(**self.read_pairs(pairs))
 
     @torch.no_grad()
     def score(
@@ -73,6 +89,7 @@ class TextScoringMixin:
         options: list[dict],
         latents: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
+        users: list | None = None,
     ) -> torch.Tensor:
         """
         Score options given as text.
@@ -85,6 +102,8 @@ class TextScoringMixin:
                 Latents of the users. One serves all options. A user without choices if not given.
             context_index (`torch.LongTensor` of shape `(N,)`, *optional*):
                 The user of each option. Not needed for one user, or one user an option, in order.
+            users (`list`, *optional*):
+                The users instead of `latents`: U latents of shape `(1, Z)`, or objects that have such `latents`.
 
         Returns:
             `torch.Tensor` of shape `(N,)`: rewards. Only their differences mean anything.
@@ -98,6 +117,8 @@ class TextScoringMixin:
         >>> model.score([{"completion": "go slowly"}, {"completion": "call a friend"}], latents)  # (2,)
         ```
         """
+        if users is not None:
+            latents = stack_latents(users, self.device)
         if latents is None and self.config.conditional:
             latents = self.infer_user([])
         embeds, numbers = self._embed(options), self._number(options)  # (N, E), (N,)

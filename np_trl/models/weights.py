@@ -1,5 +1,6 @@
 """Weights come from safetensors, and whole, or not at all."""
 
+import torch
 from transformers import PreTrainedConfig
 
 
@@ -7,6 +8,23 @@ WHY_SAFETENSORS = "weights are read from safetensors alone: `.bin` and `.pt` fil
 
 # what says where a model is
 _SOURCE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+
+
+def sample_weight(weight: torch.Tensor, samples: int = 1024) -> bytes:
+    """
+    Take values of a weight by which it can be recognised, in whatever precision it was loaded.
+
+    Args:
+        weight (`torch.Tensor`):
+            In float32 or bfloat16.
+        samples (`int`, *optional*, defaults to `1024`):
+            Largest number of values.
+
+    Returns:
+        `bytes`: evenly spaced values, rounded to bfloat16.
+    """
+    values = weight.detach().flatten()[:: -(-weight.numel() // samples)]
+    return values.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
 
 
 class WholeWeightsMixin:

@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from np_trl.models.checkpoint_format import FORMAT_VERSION, check_format
 from np_trl.models.configuration_film import FILM_FIELDS
-from np_trl.models.weights import WHY_SAFETENSORS
+from np_trl.models.weights import WHY_SAFETENSORS, sample_weight
 
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,8 @@ def hash_base_weights(
 
     Returns:
         `dict[str, str | None]`: a hash for the token embeddings, each layer, the norm and, where it has weights of its
-        own, the head. `None` for parts that are quantised, in float16 or not loaded in this process, which cannot be compared.
+        own, the head. `None` for parts that are quantised, in float16 or not loaded in this process, which cannot be
+        compared.
     """
     hashes = {}
     head = [] if base.config.tie_word_embeddings else base.lm_head.named_parameters(prefix="lm_head")
@@ -255,10 +256,8 @@ def hash_base_weights(
             if weight.dtype not in (torch.float32, torch.bfloat16) or weight.numel() == 0 or weight.is_meta:
                 hashes[key] = None
             elif hashes.setdefault(key, hashlib.sha256()) is not None:
-                values = weight.detach().flatten()[:: -(-weight.numel() // samples)]
-                values = values.to("cpu", torch.bfloat16).view(torch.int16)
                 hashes[key].update(f"{'.'.join(parts)} {tuple(weight.shape)}".encode())
-                hashes[key].update(values.numpy().tobytes())
+                hashes[key].update(sample_weight(weight, samples))
     return {key: None if value is None else value.hexdigest()[:16] for key, value in hashes.items()}
 
 

@@ -1,0 +1,39 @@
+"""What tells the models that infer the same latents from the same choices from all others."""
+
+import hashlib
+import json
+
+from torch import nn
+
+from np_trl.models.weights import sample_weight
+
+
+def fingerprint(model: nn.Module) -> str:
+    """
+    Hash what a latent depends on: the context encoder, the vectors of options, and what embeds options: the policy's trunk,
+    or what the config says of another embedder.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A policy or a reward model.
+
+    Returns:
+        `str`: 16 hexadecimal digits, the same for an adapter and the policy that it is merged into.
+    """
+    config = model.config
+    trunk = getattr(config, "context_layer", 0) if getattr(config, "context_source", None) == "trunk" else 0
+    inferring = {"context_encoder", "option_vectors", *(["embed_tokens"] if trunk else [])}
+    weights = {}
+    for name, weight in model.named_parameters():
+        parts = name.split(".")
+        in_trunk = "layers" in parts and int(parts[parts.index("layers") + 1]) < trunk
+        if "original_module" in parts or not (in_trunk or inferring.intersection(parts)):
+            continue
+        # what PEFT wraps around a model and its modules
+        wrapping = {"base_model", "model", "modules_to_save", "default", "base_layer"}
+        weights[".".join(part for part in parts if part not in wrapping)] = weight
+    digest = hashlib.sha256(json.dumps(getattr(config, "embedder", None), sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(f"{name} {tuple(weights[name].shape)}".encode())
+        digest.update(sample_weight(weights[name]))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,232 @@
+"""A user: choices that can be added and forgotten, and the latent that a model infers from them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from np_trl.models.pairs import SIDES, empty_context
+from np_trl.users.fingerprint import fingerprint
+
+
+# where a file says what it holds
+FACTS = "np_trl.UserProfile"
+
+
+class UserProfile:
+    """
+    The choices of a user as a model sees them, and the latent that it infers from them.
+
+    Each choice is embedded by itself, and the latent is inferred anew from those that are there. So a choice that was
+    removed leaves nothing behind: the profile is, to the bit, one that never saw it. Texts are not kept.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A policy or a reward model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer of a policy that embeds options with its trunk.
+
+    Raises:
+        `ValueError`: if the model knows no users.
+
+    Example:
+    ```python
+    >>> ada = UserProfile(policy, tokenizer)
+    >>> ada.add({"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"})
+    >>> policy.generate(**inputs, users=[ada, bob])  # one user a row
+    >>> ada.save("ada.safetensors")
+    ```
+    """
+
+    def __init__(self, model, tokenizer=None):
+        if not getattr(model.config, "conditional", True):
+            raise ValueError(
+                "This model has `conditional=False`: it knows no users, so there can be no profile of one."
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self._choices: list[tuple[str, dict[str, torch.Tensor]]] = []  # the key of a pair, and its context set
+
+    def __len__(self) -> int:
+        """Number of choices."""
+        return len(self._choices)
+
+    def __contains__(self, pair: dict) -> bool:
+        """Whether a choice is there."""
+        return _key(pair) in (key for key, _ in self._choices)
+
+    def add(self, *pairs: dict) -> None:
+        """
+        Add choices.
+
+        Args:
+            pairs (`dict`):
+                Preference pairs: texts, as the model's `infer_user` takes them, or `chosen_embeds` and `rejected_embeds`
+                of size E.
+
+        Raises:
+            `ValueError`: if a pair lacks a part, or an embedding is not of size E or not finite. None is added then.
+        """
+        self._choices += [(_key(pair), self._read(pair)) for pair in pairs]
+
+    def remove(self, pair: dict) -> None:
+        """
+        Forget a choice, as if it had never been seen.
+
+        Args:
+            pair (`dict`):
+                A pair that was added.
+
+        Raises:
+            `KeyError`: if it was not.
+        """
+        keys = [key for key, _ in self._choices]
+        if _key(pair) not in keys:
+            raise KeyError(f"None of the {len(self)} choices of this profile is {pair}. Nothing was removed.")
+        del self._choices[keys.index(_key(pair))]
+
+    def merge(self, other: "UserProfile") -> "UserProfile":
+        """
+        Join two profiles of one person.
+
+        Args:
+            other ([`UserProfile`]):
+                A profile of the same model.
+
+        Returns:
+            [`UserProfile`]: one with the choices of both, each once.
+
+        Raises:
+            `ValueError`: if the other is of another model.
+        """
+        _check_fingerprint(fingerprint(other.model), self.model, "The other profile")
+        merged = UserProfile(self.model, self.tokenizer)
+        merged._choices = list({key: (key, context) for key, context in self._choices + other._choices}.values())
+        return merged
+
+    def blend(self, other: "UserProfile", weight: float) -> torch.Tensor:
+        """
+        Go from this user towards another: a continuum of behaviours.
+
+        Args:
+            other ([`UserProfile`]):
+                A profile of the same model.
+            weight (`float`):
+                Share of the other: 0 is this user, 1 the other; beyond these the difference is exaggerated.
+
+        Returns:
+            `torch.Tensor` of shape `(1, Z)`: a latent, which can be one of the `users` of the model's methods.
+
+        Raises:
+            `ValueError`: if the other is of another model.
+        """
+        _check_fingerprint(fingerprint(other.model), self.model, "The other profile")
+        return torch.lerp(self.latents, other.latents.to(self.latents), weight)
+
+    @property
+    @torch.no_grad()
+    def latents(self) -> torch.Tensor:
+        """The user's latent `(1, Z)`, for `latents` of the model's methods."""
+        if not self._choices:
+            return self.model.infer_latents(**empty_context(self._embed_size, self.model.device))
+        return self.model.infer_latents(**self._context())
+
+    def save(self, path: str | Path) -> None:
+        """
+        Save the profile: embeddings and hashes of the choices, and what tells its model from others. No texts.
+
+        Args:
+            path (`str` or `Path`):
+                A safetensors file. It appears when it is complete.
+        """
+        context = self._context() if self._choices else empty_context(self._embed_size, torch.device("cpu"))
+        tensors = {name: values.contiguous() for name, values in context.items()}
+        facts = {"fingerprint": fingerprint(self.model), "choices": [key for key, _ in self._choices]}
+        part = Path(f"{path}.part")
+        save_file(tensors, part, {FACTS: json.dumps(facts)})
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model, tokenizer=None) -> "UserProfile":
+        """
+        Load a profile.
+
+        Args:
+            path (`str` or `Path`):
+                What [`UserProfile.save`] wrote.
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                The model of the profile.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Its tokenizer.
+
+        Raises:
+            `ValueError`: if the file is damaged or no profile, or the profile is of another model.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                context = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} is not whole ({error}). Save the profile again.") from error
+        if FACTS not in metadata:
+            raise ValueError(f"{str(path)!r} is no profile of a user. Pass a file that `UserProfile.save` wrote.")
+        facts = json.loads(metadata[FACTS])
+        _check_fingerprint(facts["fingerprint"], model, repr(str(path)))
+        profile = cls(model, tokenizer)
+        for index, key in enumerate(facts["choices"]):
+            choice = {name: values[:, index : index + 1].to(model.device) for name, values in context.items()}
+            profile._choices.append((key, choice))
+        return profile
+
+    @property
+    def _embed_size(self) -> int:
+        return self.model.config.context_config.embed_size
+
+    def _context(self) -> dict[str, torch.Tensor]:
+        """The context set of all choices: the arguments of the model's `infer_latents`."""
+        contexts = [context for _, context in self._choices]
+        joined = {name: torch.cat([context[name] for context in contexts], dim=1) for name in contexts[0]}
+        return {name: values.to(self.model.device) for name, values in joined.items()}
+
+    def _read(self, pair: dict) -> dict[str, torch.Tensor]:
+        """The context set of one choice."""
+        columns = [f"{side}_embeds" for side in SIDES]
+        if not set(columns) <= pair.keys():
+            arguments = [] if self.tokenizer is None else [self.tokenizer]
+            with torch.no_grad():
+                return self.model.read_pairs([pair], *arguments)
+        context = empty_context(self._embed_size, self.model.device)
+        for side, column in enumerate(columns):
+            embeds = torch.as_tensor(pair[column], dtype=torch.float32)
+            if embeds.shape != (self._embed_size,) or not embeds.isfinite().all():
+                raise ValueError(
+                    f"`{column}` has shape {tuple(embeds.shape)}, but this model takes ({self._embed_size},), and finite "
+                    "values. Embed the option as in training."
+                )
+            context["context_embeds"][0, 0, side] = embeds
+        context["context_mask"] = torch.ones_like(context["context_mask"])
+        if hasattr(self.model.config, "option_ids"):  # a reward model, which may know options by a number
+            context["context_option_ids"] = torch.zeros(1, 1, len(SIDES), dtype=torch.long, device=self.model.device)
+        return context
+
+
+def _check_fingerprint(found: str, model, what: str) -> None:
+    expected = fingerprint(model)
+    if found != expected:
+        raise ValueError(
+            f"{what} is of another model (fingerprint {found!r}; this model has {expected!r}). Latents of different models "
+            "have nothing in common: infer the user anew from the choices."
+        )
+
+
+def _key(pair: dict) -> str:
+    """What a pair is known by: a hash of its texts, or of its embeddings."""
+    names = SIDES if set(SIDES) <= pair.keys() else [f"{side}_embeds" for side in SIDES]
+    parts = {name: pair.get(name) for name in ("prompt", *names)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_to_list).encode()).hexdigest()[:16]
+
+
+def _to_list(value) -> list:
+    return torch.as_tensor(value).tolist()
