@@ -89,7 +89,8 @@ class LinearUserModel(BaselineModel):
 
     def forward(self, option_embeds, context_embeds, context_mask, context_index, **kwargs) -> NPRewardOutput:
         hidden, contexts = self.encode(option_embeds), self.encode(context_embeds)
-        weights = self.memory(contexts, contexts, None, context_mask.unsqueeze(-1))  # (U, K)
+        present = context_mask.bool()  # (U, C)
+        weights = self.memory(contexts[present], contexts, None, present.unsqueeze(-1))  # (U, K)
         personal = (self.memory.code(hidden) * weights[context_index]).mean(dim=-1, keepdim=True)  # (N, 1)
         return NPRewardOutput(self.memory.population(hidden) + personal)
 

@@ -271,6 +271,19 @@ def test_iterable_tasks_train_and_equal_their_rows(tmp_path):
     assert losses(trainer)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_streamed_targets_need_no_embeddings(tmp_path):
+    tasks = list(task_rows(with_embeddings(style_rows())))
+    for task in tasks:
+        task["target"] = [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in task["target"]]
+    for task in tasks[:2]:
+        task["context"] = []  # of all tasks of a batch
+    film_kwargs = {"context_config": {**CONTEXT_CONFIG, "embed_size": 6}}
+    stream = Dataset.from_list(tasks[::-1]).to_iterable_dataset()
+    trainer = build(tmp_path, stream, film_kwargs=film_kwargs, max_steps=len(tasks) // 2)
+    trainer.train()
+    assert len(losses(trainer)) == 8 and trainer.state.epoch == 1
+
+
 def test_embedding_columns_set_the_size_of_the_encoder(tmp_path):
     trainer = build(tmp_path, with_embeddings(style_rows(), 5), with_embeddings(style_rows(seed=1), 5))
     assert trainer.model.config.context_config.embed_size == 5

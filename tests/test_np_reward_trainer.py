@@ -106,10 +106,53 @@ def test_iterable_tasks_train(tmp_path):
     assert all(math.isfinite(loss) for loss in losses(trainer))
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_stream_goes_on_where_it_was(tmp_path, accumulation):
+    """Fails when transformers counts the passes over a stream otherwise."""
+    kwargs = {
+        "max_steps": 7,
+        "per_device_train_batch_size": 4 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+
+    def start(name: str) -> NPRewardTrainer:  # a pass takes 3 steps
+        stream = task_rows(embedded_rows(num_users=12, pairs_per_user=4)).shuffle(seed=0, buffer_size=12)
+        return build(tmp_path / name, train_dataset=stream, **kwargs)
+
+    full = start("full")
+    full.train()
+    for step in (2, 3, 5):
+        resumed = start(f"from_{step}")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "full" / f"checkpoint-{step}"))
+        assert losses(resumed) == losses(full), step
+        assert resumed.state.epoch == full.state.epoch
+
+
+def test_streams_are_evaluated_beside_datasets(tmp_path):
+    rows, seen = embedded_rows(num_users=6), []
+    stream = task_rows(embedded_rows(num_users=7, pairs_per_user=6, seed=1))
+    trainer = NPRewardTrainer(
+        tiny_reward_model(),
+        args=reward_config(tmp_path, eval_group_column="group"),
+        train_dataset=rows,
+        eval_dataset={"rows": rows.add_column("group", [str(user % 2) for user in rows["user_id"]]), "stream": stream},
+        compute_metrics=lambda prediction: seen.append(prediction.label_ids.shape) or {},
+    )
+    metrics = trainer.evaluate()
+    assert "eval_rows_nc2_0_accuracy" in metrics and metrics["eval_stream_nc2_users"] == 7
+    assert seen[-1] == (7, 2)  # user and N_C
+    trainer.args.eval_num_targets = 3
+    with pytest.raises(ValueError, match="has 4 targets, more than `eval_num_targets=3`. Raise"):
+        trainer.evaluate(stream)
+
+
+@pytest.mark.parametrize("value", [math.nan, 1e300])  # of which the second is finite in float64 only
 @pytest.mark.parametrize(("row", "part"), [(13, "context"), (20, "target")])
-def test_a_streamed_pair_that_is_not_finite_is_named(tmp_path, row, part):
+def test_a_streamed_pair_that_is_not_finite_is_named(tmp_path, row, part, value):
     columns = embedded_rows().to_dict()
-    columns["rejected_embeds"][row][1] = math.nan
+    columns["rejected_embeds"][row][1] = value
     trainer = build(tmp_path, train_dataset=task_rows(Dataset.from_dict(columns)), max_steps=3)
     name = rf"`rejected_embeds` of pair \d in the {part} of user 1 holds NaN or infinite values. Drop the pair"
     with pytest.raises(ValueError, match=name):

@@ -21,7 +21,10 @@ from np_trl.data.tasks import EvaluationTask, Task, TaskSampling
 
 
 # what a batch holds of users, not of target pairs
-_USER_KEYS = ("context_embeds", "context_mask", "context_option_ids")
+_USER_KEYS = (
+    "context_embeds", "context_mask", "context_option_ids", "target_embeds", "target_mask", "target_option_ids",
+    "latent_noise",
+)  # fmt: skip
 
 
 class TokenTargets:
@@ -70,6 +73,8 @@ class ContextualCollator:
         option_ids (`list[str]`, *optional*):
             Options that the model numbers, from 1, by the columns `chosen_option_id` and `rejected_option_id`. All
             others get 0.
+        embed_size (`int`, *optional*):
+            Size E of an option's embedding. Needed for tasks that are drawn already, where none may have a context.
     """
 
     def __init__(
@@ -77,8 +82,9 @@ class ContextualCollator:
         target_collator: TokenTargets | EmbeddingTargets,
         sampling: TaskSampling,
         option_ids: list[str] | None = None,
+        embed_size: int | None = None,
     ):
-        self.target_collator, self.sampling = target_collator, sampling
+        self.target_collator, self.sampling, self.embed_size = target_collator, sampling, embed_size
         self._numbers = {key: number for number, key in enumerate(option_ids or [], start=1)}
 
     def __call__(self, items: list[Task] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -108,9 +114,10 @@ class ContextualCollator:
 
     def _collate_drawn(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         pairs = [pair for item in items for pair in item["target"]]
-        context_pairs = [pair for item in items for pair in item["context"]] or pairs[:1]
+        context_pairs = [pair for item in items for pair in item["context"]]
         batch = self.target_collator(pairs)
-        context = {"context_embeds": stack_embeds(context_pairs)}
+        nothing = torch.zeros(0, 2, self.embed_size or 0)
+        context = {"context_embeds": stack_embeds(context_pairs) if context_pairs else nothing}
         if self._numbers:
             ids, context_ids = ([[pair.get(key) for key in ID_COLUMNS] for pair in p] for p in (pairs, context_pairs))
             batch["option_ids"] = self._number(ids).T.flatten()
@@ -129,7 +136,7 @@ class ContextualCollator:
 
     def _number(self, option_ids: list[list[str | None]]) -> torch.LongTensor:
         """Number the options of pairs: `(P, 2)`."""
-        return torch.tensor([[self._numbers.get(key, 0) for key in pair] for pair in option_ids])
+        return torch.tensor([[self._numbers.get(key, 0) for key in pair] for pair in option_ids]).view(-1, 2)
 
 
 def _group(
@@ -153,7 +160,7 @@ def _describe_not_finite(items: list[dict[str, Any]]) -> str:
         for part in ("context", "target")
         for index, pair in enumerate(item[part])
         for column in EMBED_COLUMNS
-        if not np.isfinite(pair.get(column, 0)).all()
+        if not np.isfinite(np.asarray(pair.get(column, 0), dtype=np.float32)).all()
     )
     return (
         f"{found} holds NaN or infinite values. Drop the pair from the stream or embed it again (a float16 embedder may "

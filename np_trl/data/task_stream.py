@@ -16,11 +16,11 @@ class TaskStream(torch.utils.data.IterableDataset):
     """
     A stream of tasks for one process or for several.
 
-    Accelerate deals the items of a plain stream to the processes in turns, and completes the last batch from the beginning:
-    no task comes twice before all have come, and every process has the same number of batches. The streams of `datasets`
-    it would deal file by file, and the processes whose files hold less would leave the others waiting.
+    Accelerate deals the items of a plain stream to the processes in turns, and completes the last batch of each dataloader
+    worker from its beginning: every process has the same number of batches, and beside these tasks each comes once a pass. The
+    streams of `datasets` it would deal file by file, and the processes whose files hold less would leave the others waiting.
 
-    Tasks are numbered, so that those that come twice can be told: `task_number`.
+    Tasks are numbered, so that those that come twice can be told: `task_number`. Their order depends on the number of workers.
 
     Args:
         dataset ([`~datasets.IterableDataset`]):

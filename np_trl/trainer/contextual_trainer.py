@@ -122,7 +122,7 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        tasks = dataloader.dataset
+        tasks, self._groups = dataloader.dataset, None
         if isinstance(tasks, EvaluationTasks) and self.args.eval_group_column is not None:
             self._groups = tasks.rows.groups(self.args.eval_group_column)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -187,6 +187,11 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
         users = inputs["context_index"][: len(self._margins)].to(loss.device)  # (P,)
         first = torch.searchsorted(users, torch.arange(len(conditions), device=users.device))  # (U,)
         targets = torch.arange(len(users), device=users.device) - first[users]  # position of a pair in its task
+        if targets.max() >= self.args.eval_num_targets:
+            raise ValueError(
+                f"A streamed evaluation task has {int(targets.max()) + 1} targets, more than "
+                f"`eval_num_targets={self.args.eval_num_targets}`. Raise `eval_num_targets`, or leave targets out."
+            )
         margins = loss.new_full((len(conditions), self.args.eval_num_targets), torch.nan)
         new_options = torch.zeros_like(margins, dtype=torch.bool)
         margins[users, targets] = self._margins.to(margins)
@@ -198,7 +203,8 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute our metrics and, beside them, those of the `compute_metrics` that was passed."""
-        metrics = num_context_curve(_drop_repeated_tasks(prediction), self._groups)
+        prediction = _drop_repeated_tasks(prediction)
+        metrics = num_context_curve(prediction, self._groups)
         return metrics if self._user_metrics is None else {**metrics, **self._user_metrics(prediction)}
 
 
@@ -208,4 +214,4 @@ def _drop_repeated_tasks(prediction: EvalPrediction) -> EvalPrediction:
     if conditions.shape[1] == 2:
         return prediction
     _, first = np.unique(conditions[:, 2], return_index=True)
-    return EvalPrediction(tuple(values[first] for values in prediction.predictions), conditions[first])
+    return EvalPrediction(tuple(values[first] for values in prediction.predictions), conditions[first, :2])

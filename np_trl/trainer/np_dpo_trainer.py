@@ -132,7 +132,9 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         config = self.accelerator.unwrap_model(self.model).config
         config.context_source = "columns" if embedded else "trunk"
         config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
-        self.data_collator = ContextualCollator(TokenTargets(self.data_collator), args.task_sampling)
+        self.data_collator = ContextualCollator(
+            TokenTargets(self.data_collator), args.task_sampling, embed_size=self._embed_size
+        )
         self._set_up_contexts()
 
     def load_context_encoder(self, path: str) -> None:
@@ -365,7 +367,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
     def evaluation_loop(self, dataloader, *args, **kwargs):
         if not isinstance(dataloader.dataset, EvaluationTasks):
             return super().evaluation_loop(dataloader, *args, **kwargs)
-        self._references = ReferenceLogProbs()
+        self._references = ReferenceLogProbs(len(dataloader.dataset.rows.dataset))
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:

@@ -74,7 +74,9 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
         super().__init__(
             model,
             args=args,
-            data_collator=ContextualCollator(EmbeddingTargets(), args.task_sampling, self._option_ids),
+            data_collator=ContextualCollator(
+                EmbeddingTargets(), args.task_sampling, self._option_ids, model.config.embed_size
+            ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=_empty_tokenizer(),

@@ -4,10 +4,16 @@ import torch
 
 
 class ReferenceLogProbs:
-    """Reference log-probs of pairs, by the row of the pair in its dataset."""
+    """
+    Reference log-probs of pairs, by the row of the pair in its dataset.
 
-    def __init__(self):
-        self._log_probs: dict[int, tuple[float, float]] = {}
+    Args:
+        num_rows (`int`):
+            Number of rows of the dataset.
+    """
+
+    def __init__(self, num_rows: int):
+        self._log_probs = torch.full((2, num_rows), torch.nan)
 
     def add(self, rows: torch.LongTensor, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
         """
@@ -19,7 +25,7 @@ class ReferenceLogProbs:
             chosen, rejected (`torch.Tensor` of shape `(P,)`):
                 Log-probs of their completions.
         """
-        self._log_probs |= zip(rows.tolist(), zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)
+        self._log_probs[:, rows.cpu()] = torch.stack([chosen, rejected]).to(self._log_probs)
 
     def find(self, rows: torch.LongTensor) -> torch.Tensor | None:
         """
@@ -32,7 +38,5 @@ class ReferenceLogProbs:
         Returns:
             `torch.Tensor` of shape `(2, P)`: chosen, rejected; or `None` if one of the pairs is not there.
         """
-        rows = rows.tolist()
-        if not all(row in self._log_probs for row in rows):
-            return None
-        return torch.tensor([self._log_probs[row] for row in rows]).T
+        found = self._log_probs[:, rows.cpu()]
+        return None if found.isnan().any() else found

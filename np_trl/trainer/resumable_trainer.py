@@ -4,6 +4,7 @@ import logging
 import os
 
 from accelerate.utils import broadcast_object_list
+from datasets import IterableDataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from np_trl.trainer.checkpoints import SEAL, damaged_files, is_sealed, last_whole_checkpoint, seal_checkpoint
@@ -56,6 +57,16 @@ class ResumableTrainerMixin:
             if error is not None:
                 raise ValueError(error)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    # Override: transformers takes one pass over a stream, whose length nobody knows, to be as long as the run, and would go
+    # on in the first pass.
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *args, **kwargs):
+        trained = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args, **kwargs)
+        if not isinstance(self.train_dataset, IterableDataset) or not self.state.global_step:
+            return trained
+        epochs, share = divmod(self.state.epoch, 1)
+        steps = round(share * num_update_steps_per_epoch) * self.args.gradient_accumulation_steps
+        return int(epochs), 0 if self.args.ignore_data_skip else steps
 
     def _find_checkpoint(self, asked: str | bool) -> tuple[str | None, str | None]:
         """The checkpoint to go on from, or what is wrong."""

@@ -111,17 +111,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, mode):
             assert resumed == losses, (case, step)  # the checkpoint holds the losses before it
 
 
-def test_two_processes_share_streams_as_one_reads_them(tmp_path):
-    results = {
-        name: train(launcher, tmp_path / name, ["streamed"])["streamed"]
-        for name, launcher in (("one", [sys.executable]), ("two", TORCHRUN))
-    }
-    assert [results[name]["processes"] for name in results] == [1, 2]
-    assert results["two"]["losses"] == pytest.approx(results["one"]["losses"], abs=1e-5)
-    for result in results.values():
-        assert result["metrics"]["eval_nc2_users"] == 7
-        del result["metrics"]["eval_loss"]  # TRL's, which counts the tasks that fill the last batch up
-    assert results["two"]["metrics"] == pytest.approx(results["one"]["metrics"], abs=1e-5)
+def test_two_processes_see_streams_and_draws_of_latents_as_one_does(tmp_path):
+    cases = ["streamed", "gaussian"]
+    one, two = (
+        train(launcher, tmp_path / name, cases) for name, launcher in (("one", [sys.executable]), ("two", TORCHRUN))
+    )
+    assert two["streamed"]["losses"] == pytest.approx(one["streamed"]["losses"], abs=1e-5)
+    for case in cases:
+        assert (one[case]["processes"], two[case]["processes"]) == (1, 2)
+        for results in (one, two):
+            assert results[case]["metrics"]["eval_nc2_users"] == 7
+            del results[case]["metrics"]["eval_loss"]  # TRL's, which counts the tasks that fill the last batch up
+        assert two[case]["metrics"] == pytest.approx(one[case]["metrics"], abs=1e-5)
 
 
 def test_models_can_be_sharded_over_processes(tmp_path):

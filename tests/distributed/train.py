@@ -14,6 +14,7 @@ from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardTrainer
 from tests.testing_utils import (
+    CONTEXT_CONFIG,
     dpo_config,
     embedded_rows,
     leave_processes,
@@ -51,6 +52,17 @@ def train_reward(folder: Path, deepspeed: str | None, **kwargs) -> NPRewardTrain
     )
 
 
+def train_gaussian_reward(folder: Path, deepspeed: str | None, **kwargs) -> NPRewardTrainer:
+    """Draws of latents differ with the processes, so nothing is learned. Users have from 5 to 11 pairs."""
+    rows = embedded_rows(num_users=7, seed=1)
+    return NPRewardTrainer(
+        tiny_reward_model(context_config={**CONTEXT_CONFIG, "latent_distribution": "gaussian"}),
+        args=reward_config(folder, **{**options(deepspeed), "learning_rate": 0.0, **kwargs}),
+        train_dataset=embedded_rows(num_users=16),
+        eval_dataset=rows.select([row for row in range(len(rows)) if row % 12 < 5 + row // 12]),
+    )
+
+
 def train_streamed_reward(folder: Path, deepspeed: str | None, **kwargs) -> NPRewardTrainer:
     return NPRewardTrainer(
         tiny_reward_model(),
@@ -85,12 +97,14 @@ def run(trainer) -> dict:
 
 
 def build(case: str, folder: Path, deepspeed: str | None, base: str, **kwargs):
-    """Build the trainer of a case: `reward`, `streamed`, `full` or `lora`, and `precomputed` for reference log-probs."""
+    """Build the trainer of a case: `reward`, `gaussian`, `streamed`, `full` or `lora`, and `precomputed` for reference log-probs."""
     torch.manual_seed(0)
     if "precomputed" in case:
         kwargs["precompute_ref_log_probs"] = True
     if case == "reward":
         trainer = train_reward(folder, deepspeed, **kwargs)
+    elif case == "gaussian":
+        trainer = train_gaussian_reward(folder, deepspeed, **kwargs)
     elif case == "streamed":
         trainer = train_streamed_reward(folder, deepspeed, **kwargs)
     else:
