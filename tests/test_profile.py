@@ -1,11 +1,10 @@
 """Profiles of users: exact forgetting, one model's alone, whole or not at all."""
 
-import json
-
 import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from np_trl import NPDPOTrainer, UserProfile, load_policy
 from np_trl.users.fingerprint import fingerprint
@@ -165,10 +164,11 @@ def test_an_adapter_and_the_policy_it_is_merged_into_share_profiles(tmp_path):
     user.save(tmp_path / "ada.safetensors")
     latents = user.latents
     trainer.save_merged(str(tmp_path / "merged"))
-    for folder in ("out", "merged"):
-        policy = load_policy(str(tmp_path / folder)).eval()
-        again = UserProfile.load(tmp_path / "ada.safetensors", policy, tiny_tokenizer())
+    pulled = get_class_from_dynamic_module("modeling_film_gemma.FiLMGemmaForCausalLM", str(tmp_path / "merged"))
+    assert pulled.__module__.startswith("transformers_modules")
+    for load, folder in ((load_policy, "out"), (load_policy, "merged"), (pulled.from_pretrained, "merged")):
+        policy = load(str(tmp_path / folder))
+        again = UserProfile.load(tmp_path / "ada.safetensors", policy.eval(), tiny_tokenizer())
         torch.testing.assert_close(again.latents, latents)
-    half = load_policy(str(tmp_path / "merged")).bfloat16()
-    assert fingerprint(half) == fingerprint(policy)
-    assert json.loads((tmp_path / "merged" / "config.json").read_text())["model_type"] == "film_gemma"
+    expected = fingerprint(policy)
+    assert fingerprint(policy.bfloat16()) == expected
