@@ -100,6 +100,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert losses(resumed)[-7:] == losses(full)[-7:]
 
 
+@pytest.mark.parametrize("num_steps", [4, 10])  # a pass takes 4 steps, or 2 of the stream
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_finished_run_is_trained_no_further(tmp_path, streamed, num_steps):
+    """Fails when transformers decides elsewhere whether a run is finished."""
+    dataset = task_rows(embedded_rows()) if streamed else embedded_rows()
+    kwargs = {"max_steps": num_steps, "save_strategy": "steps", "save_steps": 2}
+    full = build(tmp_path, train_dataset=dataset, **kwargs)
+    full.train()
+    again = build(tmp_path, train_dataset=dataset, **kwargs)
+    again.train(resume_from_checkpoint=True)
+    assert losses(again) == losses(full) and again.state.global_step == num_steps
+    for name, weight in full.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight), name
+
+
 def test_iterable_tasks_train(tmp_path):
     trainer = build(tmp_path, train_dataset=task_rows(embedded_rows()), max_steps=3)
     trainer.train()

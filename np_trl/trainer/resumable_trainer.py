@@ -58,10 +58,14 @@ class ResumableTrainerMixin:
                 raise ValueError(error)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    # Override: transformers takes one pass over a stream, whose length nobody knows, to be as long as the run, and would go
-    # on in the first pass.
-    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *args, **kwargs):
-        trained = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args, **kwargs)
+    # Override: transformers trains a run that is finished for one step more; and it takes one pass over a stream, whose length
+    # nobody knows, to be as long as the run, and would go on in the first pass.
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs):
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs
+        )
+        if self.state.global_step >= max_steps:
+            return num_train_epochs, 0
         if not isinstance(self.train_dataset, IterableDataset) or not self.state.global_step:
             return trained
         epochs, share = divmod(self.state.epoch, 1)
