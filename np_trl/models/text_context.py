@@ -87,7 +87,7 @@ class TextContextMixin:
 
         Args:
             pairs (`list[dict]`):
-                C preference pairs as in [`TextContextMixin.embed_pairs`]; none for a user without choices.
+                C preference pairs as in [`TextContextMixin.read_pairs`].
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
                 The policy's tokenizer.
 
