@@ -135,6 +135,9 @@ def test_every_row_has_a_user_of_its_own(tmp_path):
     alone = [reward.score(options, user.latents) for user in (ada, bob)]
     torch.testing.assert_close(reward.score(options, users=[ada, bob]), torch.stack([alone[0][0], alone[1][1]]))
     assert not torch.allclose(alone[0], alone[1])
+    for method in (lambda: model.generate(inputs, users=[]), lambda: reward.score(options, users=[])):
+        with pytest.raises(ValueError, match="`users` is empty"):
+            method()
 
 
 def test_choices_may_be_given_as_embeddings(tmp_path):

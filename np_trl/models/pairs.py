@@ -54,5 +54,10 @@ def stack_latents(users: list, device: torch.device) -> torch.Tensor:
 
     Returns:
         `torch.Tensor` of shape `(U, Z)`.
+
+    Raises:
+        `ValueError`: if there are none.
     """
+    if not users:
+        raise ValueError("`users` is empty. Pass one for each row, or leave it out.")
     return torch.cat([getattr(user, "latents", user).to(device) for user in users])

@@ -8,6 +8,10 @@ from torch import nn
 from np_trl.models.weights import sample_weight
 
 
+# what PEFT wraps around a model and its modules
+WRAPPING = {"base_model", "model", "modules_to_save", "default", "base_layer"}
+
+
 def fingerprint(model: nn.Module) -> str:
     """
     Hash what a latent depends on: the context encoder, the vectors of options, and what embeds options: the policy's trunk,
@@ -29,9 +33,7 @@ def fingerprint(model: nn.Module) -> str:
         in_trunk = "layers" in parts and int(parts[parts.index("layers") + 1]) < trunk
         if "original_module" in parts or not (in_trunk or inferring.intersection(parts)):
             continue
-        # what PEFT wraps around a model and its modules
-        wrapping = {"base_model", "model", "modules_to_save", "default", "base_layer"}
-        weights[".".join(part for part in parts if part not in wrapping)] = weight
+        weights[".".join(part for part in parts if part not in WRAPPING)] = weight
     digest = hashlib.sha256(json.dumps(getattr(config, "embedder", None), sort_keys=True).encode())
     for name in sorted(weights):
         digest.update(f"{name} {tuple(weights[name].shape)}".encode())
