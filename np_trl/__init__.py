@@ -38,6 +38,7 @@ _PUBLIC = {
     "NPRewardModel": "np_trl.models",
     "NPRewardModelConfig": "np_trl.models",
     "NPRewardTrainer": "np_trl.trainer",
+    "QuestionPool": "np_trl.users",
     "RewardModelArguments": "np_trl.trainer",
     "TextEmbedder": "np_trl.models",
     "UserAccuracy": "np_trl.metrics",
@@ -45,6 +46,8 @@ _PUBLIC = {
     "UserNLL": "np_trl.metrics",
     "UserProfile": "np_trl.users",
     "load_policy": "np_trl.trainer",
+    "sample_latents": "np_trl.users",
+    "select_pairs": "np_trl.users",
     "simulate_users": "np_trl.data",
 }
 
@@ -100,4 +103,4 @@ if TYPE_CHECKING:
         RewardModelArguments,
         load_policy,
     )
-    from np_trl.users import UserProfile
+    from np_trl.users import QuestionPool, UserProfile, sample_latents, select_pairs

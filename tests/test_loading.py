@@ -112,6 +112,16 @@ def test_pairs_that_a_user_is_known_by_are_no_targets(caplog):
     assert "Left out 1 of 2 targets that are contexts too" in caplog.text
 
 
+def test_roles_of_pairs_without_texts_go_by_their_embeddings():
+    rows = [{"user_id": "ada", "chosen_embeds": [float(i)], "rejected_embeds": [0.5]} for i in range(3)]
+    joined = with_roles(Dataset.from_list(rows[:2]), Dataset.from_list(rows[1:]))
+    assert [(row["chosen_embeds"], row["role"]) for row in joined] == [
+        ([0.0], "context"),
+        ([1.0], "context"),
+        ([2.0], "target"),
+    ]
+
+
 def test_a_file_is_not_evaluated_on_what_it_is_trained_on(file):
     with pytest.raises(ValueError, match="would be evaluated on the rows that it is trained on"):
         PreferenceArguments(dataset_name=file).load()

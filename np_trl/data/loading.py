@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from np_trl.data.embeddings import join_embeddings, plain_text, text_id
+from np_trl.data.preference_rows import EMBED_COLUMNS
 
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ def with_roles(contexts: Dataset, targets: Dataset) -> Dataset:
         [`~datasets.Dataset`] with the column `role`: `"context"` or `"target"`. Targets that a user is known by already are
         left out, with a logged count.
     """
-    columns = [name for name in ("user_id", "prompt", "chosen", "rejected") if name in contexts.column_names]
+    options = ("chosen", "rejected") if "chosen" in contexts.column_names else EMBED_COLUMNS
+    columns = [name for name in ("user_id", "prompt", *options) if name in contexts.column_names]
     known, candidates = (
         [str(list(row.values())) for row in dataset.select_columns(columns)] for dataset in (contexts, targets)
     )

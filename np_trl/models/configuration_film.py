@@ -19,6 +19,7 @@ FILM_FIELDS = (
     "context_max_length",
     "context_truncation",
     "context_config",
+    "dpo_beta",
 )
 
 
@@ -45,6 +46,9 @@ class FiLMConfigMixin:
             the last (`"keep_end"`): those of training.
         context_config (`dict` or [`ContextEncoderConfig`], *optional*):
             The context encoder. Its `embed_size` is the hidden size if not set, as for embeddings from the trunk.
+        dpo_beta (`float`, *optional*, defaults to `0.1`):
+            The beta of the DPO loss that the policy was trained with: a user's log-odds of a choice are beta times what the
+            user changes in the difference of the options' log-probabilities.
         format_version (`int`, *optional*):
             The format that the model was saved in.
     """
@@ -58,6 +62,7 @@ class FiLMConfigMixin:
     context_max_length: int | None = None
     context_truncation: str = "keep_start"
     context_config: dict | ContextEncoderConfig | None = None
+    dpo_beta: float = 0.1
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):

@@ -145,6 +145,12 @@ class FiLMModelMixin(FiLMInitMixin):
         """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""
         return self.context_encoder(context_embeds, context_mask)
 
+    def infer_moments(
+        self, context_embeds: torch.Tensor, context_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Infer means and standard deviations of the latents, `(U, Z)` each: [`ContextEncoder.moments`]."""
+        return self.context_encoder.moments(context_embeds, context_mask)
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -310,6 +316,12 @@ class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
     def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
         """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""
         return self.model.infer_latents(context_embeds, context_mask)
+
+    def infer_moments(
+        self, context_embeds: torch.Tensor, context_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Infer means and standard deviations of the latents, `(U, Z)` each: [`ContextEncoder.moments`]."""
+        return self.model.infer_moments(context_embeds, context_mask)
 
     def embed_options(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, completion_mask: torch.Tensor

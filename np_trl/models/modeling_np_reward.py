@@ -98,8 +98,17 @@ class NPRewardModel(TextScoringMixin, WholeWeightsMixin, PreTrainedModel):
 
         `context_option_ids` `(U, C, 2)`, *optional*, are the numbers of the options in `config.option_ids`, from 1.
         """
+        return self._sample(self.infer_moments(context_embeds, context_mask, context_option_ids), None, None)
+
+    def infer_moments(
+        self,
+        context_embeds: torch.Tensor,
+        context_mask: torch.Tensor,
+        context_option_ids: torch.LongTensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Infer means and standard deviations of the latents, `(U, Z)` each: [`ContextEncoder.moments`]."""
         kept = self.option_vectors.kept() if self.config.option_ids else None
-        return self._sample(self._moments(context_embeds, context_mask, context_option_ids, kept), None, None)
+        return self._moments(context_embeds, context_mask, context_option_ids, kept)
 
     def forward(
         self,

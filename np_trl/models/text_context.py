@@ -33,6 +33,25 @@ class TextContextMixin:
             )
         if not pairs:
             raise ValueError("`pairs` is empty. Pass at least one pair, or call `infer_user`, which takes none too.")
+        return self.embed_options(**self.tokenize_pairs(pairs, tokenizer)).view(1, len(pairs), len(SIDES), -1)
+
+    def tokenize_pairs(self, pairs: list[dict], tokenizer) -> dict[str, torch.Tensor]:
+        """
+        Tokenise choices, given as text, as in training.
+
+        Args:
+            pairs (`list[dict]`):
+                C preference pairs as in [`TextContextMixin.embed_pairs`].
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The policy's tokenizer.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `completion_mask`, each of shape `(2C, T)`: chosen
+            and rejected of the first pair, then of the second, ...
+
+        Raises:
+            `ValueError`: if a pair lacks a part.
+        """
         check_pairs(pairs, ("prompt", *SIDES))
         options, starts = [], []  # 2C each
         for pair in pairs:
@@ -47,8 +66,8 @@ class TextContextMixin:
         positions = torch.arange(input_ids.shape[1])
         attention_mask = (positions < lengths).long()
         completion_mask = attention_mask * (positions >= starts)
-        embeds = self.embed_options(*(x.to(self.device) for x in (input_ids, attention_mask, completion_mask)))
-        return embeds.view(1, len(pairs), len(SIDES), -1)
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+        return {name: values.to(self.device) for name, values in tokens.items()}
 
     def _truncate(self, option: list[int], start: int) -> tuple[list[int], int]:
         """Truncate an option as in training; `start` is that of its completion."""

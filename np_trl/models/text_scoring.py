@@ -61,7 +61,7 @@ class TextScoringMixin:
         if not pairs:
             return empty_context(self.config.embed_size, self.device)
         mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
-        numbers = self._number(_options_of(pairs)).view(1, -1, 2)  # (1, C, 2)
+        numbers = self.number_options(_options_of(pairs)).view(1, -1, 2)  # (1, C, 2)
         return {"context_embeds": self.embed_pairs(pairs), "context_mask": mask, "context_option_ids": numbers}
 
     @torch.no_grad()
@@ -121,7 +121,7 @@ class TextScoringMixin:
             latents = stack_latents(users, self.device)
         if latents is None and self.config.conditional:
             latents = self.infer_user([])
-        embeds, numbers = self._embed(options), self._number(options)  # (N, E), (N,)
+        embeds, numbers = self._embed(options), self.number_options(options)  # (N, E), (N,)
         outputs = self(embeds, latents=latents, context_index=context_index, option_ids=numbers)
         return outputs.logits.squeeze(-1)
 
@@ -135,8 +135,17 @@ class TextScoringMixin:
             )
         return embeds
 
-    def _number(self, options: list[dict]) -> torch.LongTensor:
-        """Number options `(N,)` by their ids in `config.option_ids`, from 1; 0 for an option that is not there."""
+    def number_options(self, options: list[dict]) -> torch.LongTensor:
+        """
+        Number options by their ids in `config.option_ids`, from 1; 0 for an option that is not there.
+
+        Args:
+            options (`list[dict]`):
+                N options with `option_id`, or with `completion`, by whose text they are known.
+
+        Returns:
+            `torch.LongTensor` of shape `(N,)`.
+        """
         numbers = {key: number for number, key in enumerate(self.config.option_ids or [], start=1)}
         ids = [option.get("option_id") or _text_id(plain_text(option["completion"])) for option in options]
         return torch.tensor([numbers.get(key, 0) for key in ids], device=self.device)

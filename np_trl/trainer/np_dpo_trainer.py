@@ -132,6 +132,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         config = self.accelerator.unwrap_model(self.model).config
         config.context_source = "columns" if embedded else "trunk"
         config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
+        config.dpo_beta = args.beta
         self.data_collator = ContextualCollator(
             TokenTargets(self.data_collator), args.task_sampling, embed_size=self._embed_size
         )

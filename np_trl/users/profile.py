@@ -1,6 +1,5 @@
 """A user: choices that can be added and forgotten, and the latent that a model infers from them."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,8 +7,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from np_trl.models.pairs import SIDES, empty_context
+from np_trl.models.pairs import empty_context
+from np_trl.users.choices import join_contexts, key_of, read_choices
 from np_trl.users.fingerprint import fingerprint
+from np_trl.users.posterior import sample_latents
 
 
 # where a file says what it holds
@@ -55,7 +56,7 @@ class UserProfile:
 
     def __contains__(self, pair: dict) -> bool:
         """Whether a choice is there."""
-        return _key(pair) in (key for key, _ in self._choices)
+        return key_of(pair) in (key for key, _ in self._choices)
 
     def add(self, *pairs: dict) -> None:
         """
@@ -69,7 +70,7 @@ class UserProfile:
         Raises:
             `ValueError`: if a pair lacks a part, or an embedding is not of size E or not finite. None is added then.
         """
-        self._choices += [(_key(pair), self._read(pair)) for pair in pairs]
+        self._choices += [(key_of(pair), read_choices(self.model, self.tokenizer, [pair])) for pair in pairs]
 
     def remove(self, pair: dict) -> None:
         """
@@ -83,9 +84,9 @@ class UserProfile:
             `KeyError`: if it was not.
         """
         keys = [key for key, _ in self._choices]
-        if _key(pair) not in keys:
+        if key_of(pair) not in keys:
             raise KeyError(f"None of the {len(self)} choices of this profile is {pair}. Nothing was removed.")
-        del self._choices[keys.index(_key(pair))]
+        del self._choices[keys.index(key_of(pair))]
 
     def merge(self, other: "UserProfile") -> "UserProfile":
         """
@@ -129,9 +130,35 @@ class UserProfile:
     @torch.no_grad()
     def latents(self) -> torch.Tensor:
         """The user's latent `(1, Z)`, for `latents` of the model's methods."""
+        return self.model.infer_latents(**self.context_set)
+
+    @property
+    def context_set(self) -> dict[str, torch.Tensor]:
+        """The choices as the arguments of the model's `infer_latents`, with `context_embeds` of shape `(1, C, 2, E)`."""
         if not self._choices:
-            return self.model.infer_latents(**empty_context(self._embed_size, self.model.device))
-        return self.model.infer_latents(**self._context())
+            return empty_context(self.model.config.context_config.embed_size, self.model.device)
+        return join_contexts([context for _, context in self._choices], self.model.device)
+
+    @torch.no_grad()
+    def uncertainty(self, pool=None, num_samples: int = 64, seed: int = 0) -> torch.Tensor:
+        """
+        Measure how far the choices leave the user's latent open.
+
+        Args:
+            pool ([`QuestionPool`] or `list[dict]`, *optional*), num_samples (`int`, *optional*, defaults to `64`), seed
+                (`int`, *optional*, defaults to `0`):
+                Those of [`sample_latents`], where latents are points.
+
+        Returns:
+            `torch.Tensor` of shape `(1, Z)`: standard deviations. Those of a normal latent are the model's own; others are
+            those of latents that [`sample_latents`] draws.
+
+        Raises:
+            `ValueError`: as [`sample_latents`].
+        """
+        if self.model.config.context_config.latent_distribution == "gaussian":
+            return self.model.infer_moments(**self.context_set)[1]
+        return sample_latents(self, num_samples, pool, seed=seed).std(dim=0, keepdim=True)
 
     def save(self, path: str | Path) -> None:
         """
@@ -141,8 +168,7 @@ class UserProfile:
             path (`str` or `Path`):
                 A safetensors file. It appears when it is complete.
         """
-        context = self._context() if self._choices else empty_context(self._embed_size, torch.device("cpu"))
-        tensors = {name: values.contiguous() for name, values in context.items()}
+        tensors = {name: values.contiguous() for name, values in self.context_set.items()}
         facts = {"fingerprint": fingerprint(self.model), "choices": [key for key, _ in self._choices]}
         part = Path(f"{path}.part")
         save_file(tensors, part, {FACTS: json.dumps(facts)})
@@ -180,37 +206,6 @@ class UserProfile:
             profile._choices.append((key, choice))
         return profile
 
-    @property
-    def _embed_size(self) -> int:
-        return self.model.config.context_config.embed_size
-
-    def _context(self) -> dict[str, torch.Tensor]:
-        """The context set of all choices: the arguments of the model's `infer_latents`."""
-        contexts = [context for _, context in self._choices]
-        joined = {name: torch.cat([context[name] for context in contexts], dim=1) for name in contexts[0]}
-        return {name: values.to(self.model.device) for name, values in joined.items()}
-
-    def _read(self, pair: dict) -> dict[str, torch.Tensor]:
-        """The context set of one choice."""
-        columns = [f"{side}_embeds" for side in SIDES]
-        if not set(columns) <= pair.keys():
-            arguments = [] if self.tokenizer is None else [self.tokenizer]
-            with torch.no_grad():
-                return self.model.read_pairs([pair], *arguments)
-        context = empty_context(self._embed_size, self.model.device)
-        for side, column in enumerate(columns):
-            embeds = torch.as_tensor(pair[column], dtype=torch.float32)
-            if embeds.shape != (self._embed_size,) or not embeds.isfinite().all():
-                raise ValueError(
-                    f"`{column}` has shape {tuple(embeds.shape)}, but this model takes ({self._embed_size},), and finite "
-                    "values. Embed the option as in training."
-                )
-            context["context_embeds"][0, 0, side] = embeds
-        context["context_mask"] = torch.ones_like(context["context_mask"])
-        if hasattr(self.model.config, "option_ids"):  # a reward model, which may know options by a number
-            context["context_option_ids"] = torch.zeros(1, 1, len(SIDES), dtype=torch.long, device=self.model.device)
-        return context
-
 
 def _check_fingerprint(found: str, model, what: str) -> None:
     expected = fingerprint(model)
@@ -219,14 +214,3 @@ def _check_fingerprint(found: str, model, what: str) -> None:
             f"{what} is of another model (fingerprint {found!r}; this model has {expected!r}). Latents of different models "
             "have nothing in common: infer the user anew from the choices."
         )
-
-
-def _key(pair: dict) -> str:
-    """What a pair is known by: a hash of its texts, or of its embeddings."""
-    names = SIDES if set(SIDES) <= pair.keys() else [f"{side}_embeds" for side in SIDES]
-    parts = {name: pair.get(name) for name in ("prompt", *names)}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_to_list).encode()).hexdigest()[:16]
-
-
-def _to_list(value) -> list:
-    return torch.as_tensor(value).tolist()

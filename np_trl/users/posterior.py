@@ -1,0 +1,63 @@
+"""What the choices of a user leave open: latents drawn from all that agree with them."""
+
+import torch
+
+from np_trl.users.choices import join_contexts
+from np_trl.users.questions import QuestionPool, as_pool
+
+
+@torch.no_grad()
+def sample_latents(
+    user,
+    num_samples: int = 64,
+    pool: QuestionPool | list[dict] | None = None,
+    num_imagined: int = 10,
+    seed: int = 0,
+) -> torch.Tensor:
+    """
+    Draw latents of a user, as far as the choices leave them open.
+
+    A normal latent is drawn from its moments. Latents that are points are those of an ensemble of drawn context sets: the
+    user is asked questions of the pool in thought, answers each as the model predicts from all answers before it, and the
+    latent is inferred from the choices and these answers. What the model knows of the user without them limits how far
+    they go apart (a martingale posterior: Fong, Holmes and Walker, 2023).
+
+    Args:
+        user ([`UserProfile`]):
+            The user.
+        num_samples (`int`, *optional*, defaults to `64`):
+            Number of draws S.
+        pool ([`QuestionPool`] or `list[dict]`, *optional*):
+            Questions of which each draw answers some in thought. Not needed, and not used, for normal latents.
+        num_imagined (`int`, *optional*, defaults to `10`):
+            Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+
+    Returns:
+        `torch.Tensor` of shape `(S, Z)`.
+
+    Raises:
+        `ValueError`: if latents are points and there is no pool, or the user was asked all of it.
+    """
+    model, generator = user.model, torch.Generator().manual_seed(seed)
+    if model.config.context_config.latent_distribution == "gaussian":
+        mean, std = model.infer_moments(**user.context_set)
+        return mean + std * torch.randn(num_samples, mean.shape[1], generator=generator).to(std)
+    if pool is None:
+        raise ValueError(
+            "This model infers a latent that is a point. Pass `pool`: pairs of which the user is asked some in thought."
+        )
+    pool = as_pool(pool, user)
+    unanswered = torch.tensor(pool.unanswered(user))
+    if len(unanswered) == 0:
+        raise ValueError(f"The user has answered all {len(pool)} pairs of the pool. Pass others.")
+    order = torch.rand(num_samples, len(unanswered), generator=generator).argsort(dim=1)
+    numbers = unanswered[order[:, :num_imagined]]  # (S, num_imagined)
+    context = {name: values.expand(num_samples, *values.shape[1:]) for name, values in user.context_set.items()}
+    latents = user.latents.expand(num_samples, -1)
+    for asked in numbers.unbind(dim=1):
+        chosen = torch.rand(num_samples, generator=generator) < pool.logits(latents, asked).sigmoid().cpu()
+        context = join_contexts([context, pool.answers(asked, chosen)], model.device)
+        latents = model.infer_latents(**context)
+    return latents

@@ -1,0 +1,162 @@
+"""Questions that a user may be asked: pairs of options, and what users of given latents would answer."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from np_trl.models.pairs import SIDES, check_pairs
+from np_trl.users.choices import read_choices, reverse
+
+
+# largest number of logits of a policy at a time: half a GiB in float32
+MAX_LOGITS = 2**27
+
+
+class QuestionPool:
+    """
+    Pairs of options, read once by a model, of which a user may be asked one after another.
+
+    What a user of latent z would answer is what the model says of it. To a reward model the log-odds of the first option
+    are the difference of rewards (eq. 7). To a policy they are those of its implicit reward (eq. 8): `dpo_beta` times how
+    much more than the reference it favours the option. The reference is the model without its adapter; of a merged policy,
+    whose base is no longer there, it is the policy without a user.
+
+    Args:
+        pairs (`list[dict]`):
+            Pairs as [`UserProfile.add`] takes them. Which option is called `chosen` does not matter. A policy needs texts.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A policy or a reward model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer of a policy.
+
+    Raises:
+        `ValueError`: if there are no pairs, or a pair lacks a part.
+    """
+
+    def __init__(self, pairs: list[dict], model, tokenizer=None):
+        self.pairs, self.model = list(pairs), model
+        if not self.pairs:
+            raise ValueError("The pool is empty. Pass at least one pair.")
+        self.context = read_choices(model, tokenizer, self.pairs)  # (1, P, 2, E)
+        self._is_policy = not hasattr(model, "choice_logits")
+        if self._is_policy:
+            check_pairs(self.pairs, ("prompt", *SIDES))
+            if tokenizer is None:
+                raise ValueError("A policy answers in tokens. Pass its `tokenizer`.")
+            self._tokens = model.tokenize_pairs(self.pairs, tokenizer)
+            with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+                self._reference = self._margins(torch.arange(len(self)), None)  # (P,)
+
+    def __len__(self) -> int:
+        """Number of pairs P."""
+        return len(self.pairs)
+
+    def unanswered(self, user) -> list[int]:
+        """Return the numbers of the pairs that a user ([`UserProfile`]) has not been asked."""
+        return [number for number, pair in enumerate(self.pairs) if pair not in user and reverse(pair) not in user]
+
+    @torch.no_grad()
+    def logits(self, latents: torch.Tensor, numbers: torch.LongTensor) -> torch.Tensor:
+        """
+        Predict the answers of users to one question each.
+
+        Args:
+            latents (`torch.Tensor` of shape `(N, Z)`):
+                Their latents.
+            numbers (`torch.LongTensor` of shape `(N,)`):
+                The number of the pair that each is asked.
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`: log-odds that the option called `chosen` is preferred.
+        """
+        numbers = numbers.to(self.model.device)
+        if self._is_policy:
+            return self.model.config.dpo_beta * (self._margins(numbers, latents) - self._reference[numbers])
+        context_index = torch.arange(len(numbers), device=self.model.device).repeat(2)
+        return self._score(numbers, latents, context_index)
+
+    @torch.no_grad()
+    def cross_logits(self, latents: torch.Tensor, numbers: torch.LongTensor) -> torch.Tensor:
+        """
+        Predict the answers of users to the same questions.
+
+        Args:
+            latents (`torch.Tensor` of shape `(N, Z)`):
+                Their latents.
+            numbers (`torch.LongTensor` of shape `(P,)`):
+                The numbers of the pairs that all are asked.
+
+        Returns:
+            `torch.Tensor` of shape `(N, P)`: log-odds that the option called `chosen` is preferred.
+        """
+        numbers = numbers.to(self.model.device)
+        if self._is_policy:
+            rows = latents.repeat_interleave(len(numbers), dim=0)
+            return self.logits(rows, numbers.repeat(len(latents))).view(len(latents), len(numbers))
+        # one user a sample of latents: options are encoded once
+        return self._score(numbers, latents.unsqueeze(1), numbers.new_zeros(2 * len(numbers)))
+
+    def answers(self, numbers: torch.LongTensor, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Imagine answers.
+
+        Args:
+            numbers (`torch.LongTensor` of shape `(N,)`):
+                The number of the pair that each of N users is asked.
+            chosen (`torch.Tensor` of shape `(N,)`):
+                `True` where the option called `chosen` is preferred, `False` where the other one is.
+
+        Returns:
+            `dict[str, torch.Tensor]`: N context sets of one pair, the arguments of the model's `infer_latents`.
+        """
+        numbers, chosen = numbers.to(self.model.device), chosen.to(self.model.device)
+        context = {name: values[0, numbers].unsqueeze(1) for name, values in self.context.items()}
+        for name in context.keys() - {"context_mask"}:
+            values = context[name]  # (N, 1, 2, ...)
+            keep = chosen.view(-1, *[1] * (values.dim() - 1))
+            context[name] = torch.where(keep, values, values.flip(dims=[2]))
+        return context
+
+    def _score(
+        self, numbers: torch.LongTensor, latents: torch.Tensor, context_index: torch.LongTensor
+    ) -> torch.Tensor:
+        """Log-odds of a reward model."""
+        chosen, rejected = self.context["context_embeds"][0, numbers].unbind(dim=1)  # (P, E) each
+        ids = self.context.get("context_option_ids")
+        ids = None if ids is None else ids[0, numbers].T.flatten()  # (2P,)
+        outputs = self.model(
+            torch.cat([chosen, rejected]), latents=latents, context_index=context_index, option_ids=ids
+        )
+        return self.model.choice_logits(outputs)
+
+    def _margins(self, numbers: torch.LongTensor, latents: torch.Tensor | None) -> torch.Tensor:
+        """Difference of the log-probabilities of the two completions `(N,)`."""
+        rows = torch.stack([2 * numbers, 2 * numbers + 1], dim=1).flatten()  # (2N,)
+        latents = None if latents is None else latents.repeat_interleave(2, dim=0)
+        length, vocab_size = self._tokens["input_ids"].shape[1], self.model.config.vocab_size
+        batch_size = max(1, MAX_LOGITS // (length * vocab_size))
+        sums = []
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            sums.append(self._log_probs(rows[part], None if latents is None else latents[part]))
+        chosen, rejected = torch.cat(sums).view(-1, 2).unbind(dim=1)
+        return chosen - rejected
+
+    @torch.no_grad()
+    def _log_probs(self, rows: torch.LongTensor, latents: torch.Tensor | None) -> torch.Tensor:
+        """Log-probabilities of completions, summed over their tokens, `(B,)`."""
+        tokens = {name: values[rows] for name, values in self._tokens.items()}
+        mask = tokens.pop("completion_mask")[:, 1:]
+        logits = self.model(**tokens, latents=latents, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
+        log_probs = -nn.functional.cross_entropy(logits.transpose(1, 2), tokens["input_ids"][:, 1:], reduction="none")
+        return (log_probs * mask).sum(dim=1)
+
+
+def as_pool(pool, user) -> QuestionPool:
+    """Return a pool of questions, given as one or as pairs, for the model of a user ([`UserProfile`])."""
+    if not isinstance(pool, QuestionPool):
+        return QuestionPool(pool, user.model, user.tokenizer)
+    if pool.model is not user.model:
+        raise ValueError("The pool was read by another model than the user's. Make it with `user.model`.")
+    return pool
