@@ -7,6 +7,7 @@ user's choices are predicted on. Both ways of asking draw from the same question
 ```sh
 python examples/paper/next_question.py --figure next_question_4_1
 python examples/paper/next_question.py --figure next_question_4_3 --dataset_name example_4_3
+python examples/paper/next_question.py --figure next_question_style --config examples/configs/np_reward_style.yaml
 python examples/paper/next_question.py --figure next_question_jester --config examples/configs/np_reward_jester.yaml
 ```
 """
@@ -17,13 +18,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from datasets import Dataset
-from figures import COLORS, FigureArguments, error_bars, fit, parse, with_seed
+from figures import COLORS, HERE, FigureArguments, error_bars, fit, parse, with_seed
 
-from np_trl import NPRewardConfig, NPRewardModel, QuestionPool, RewardModelArguments, UserProfile, select_pairs
+from np_trl import (
+    NPRewardConfig,
+    NPRewardModel,
+    QuestionPool,
+    RewardModelArguments,
+    TextEmbedder,
+    UserProfile,
+    select_pairs,
+)
+from np_trl.data import PreferenceRows, style_population
 from np_trl.data.correlated_population import correlated_population
 from np_trl.data.embeddings import add_option_ids
 from np_trl.data.loading import PreferenceArguments, with_roles
 from np_trl.data.piecewise_population import piecewise_population
+from np_trl.data.style_population import split_prompts
 from np_trl.metrics.report import summarize_runs
 
 
@@ -48,7 +59,21 @@ class ScriptArguments(FigureArguments, PreferenceArguments):
             questions = correlated_population(self.num_users, self.num_open, 0.7, 3 * seed + 1)
             targets = correlated_population(self.num_users, 20, -1.0, 3 * seed + 2)
             return correlated_population(4000, 40, 0.7, 3 * seed), with_roles(questions, targets)
+        if self.dataset_name == "style_population":
+            embedder = TextEmbedder(str(HERE.parent / "style_gemma"), layer=2, max_length=128)
+            train_prompts, eval_prompts = split_prompts()
+            return (
+                embed(style_population(train_prompts, 384, 20, 2 * seed), embedder),
+                embed(style_population(eval_prompts, self.num_users, 100, 2 * seed + 1), embedder),
+            )
         return tuple(add_option_ids(dataset) for dataset in self.load())
+
+
+def embed(dataset: Dataset, embedder: TextEmbedder) -> Dataset:
+    """Add the embeddings of both answers."""
+    for side in ("chosen", "rejected"):
+        dataset = dataset.add_column(f"{side}_embeds", list(embedder.embed(dataset[side]).numpy()))
+    return dataset
 
 
 def split(rows: list[dict], num_open: int, disjoint_prompts: bool, rng: np.random.Generator) -> tuple[list, list]:
@@ -86,12 +111,11 @@ def run(script_args: ScriptArguments, training_args: NPRewardConfig, model_args:
     train_dataset, eval_dataset = script_args.draw(training_args.seed)
     model = fit(training_args, model_args, train_dataset).model.eval()
     rng = np.random.default_rng(training_args.seed)
-    users = eval_dataset.to_pandas().groupby("user_id", sort=False)
-    names = rng.permutation(sorted(users.groups))
+    users = PreferenceRows(eval_dataset)
     correct = {way: [] for way in WAYS}  # of each user, after each number of answers
     known = {way: [] for way in WAYS}
-    for name in names:
-        rows = users.get_group(name).to_dict("records")
+    for number in rng.permutation(len(users)):
+        rows = eval_dataset.select(users.of_user(number)).to_list()
         questions, targets = split(rows, script_args.num_open, script_args.disjoint_prompts, rng)
         if len(questions) <= script_args.num_questions or not targets:
             continue

@@ -56,7 +56,12 @@ class UserProfile:
 
     def __contains__(self, pair: dict) -> bool:
         """Whether a choice is there."""
-        return key_of(pair) in (key for key, _ in self._choices)
+        return key_of(pair) in self.keys
+
+    @property
+    def keys(self) -> list[str]:
+        """What each choice is known by: a hash."""
+        return [key for key, _ in self._choices]
 
     def add(self, *pairs: dict) -> None:
         """
@@ -83,10 +88,9 @@ class UserProfile:
         Raises:
             `KeyError`: if it was not.
         """
-        keys = [key for key, _ in self._choices]
-        if key_of(pair) not in keys:
+        if pair not in self:
             raise KeyError(f"None of the {len(self)} choices of this profile is {pair}. Nothing was removed.")
-        del self._choices[keys.index(key_of(pair))]
+        del self._choices[self.keys.index(key_of(pair))]
 
     def merge(self, other: "UserProfile") -> "UserProfile":
         """
@@ -169,7 +173,7 @@ class UserProfile:
                 A safetensors file. It appears when it is complete.
         """
         tensors = {name: values.contiguous() for name, values in self.context_set.items()}
-        facts = {"fingerprint": fingerprint(self.model), "choices": [key for key, _ in self._choices]}
+        facts = {"fingerprint": fingerprint(self.model), "choices": self.keys}
         part = Path(f"{path}.part")
         save_file(tensors, part, {FACTS: json.dumps(facts)})
         part.replace(path)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from np_trl.models.pairs import SIDES, check_pairs
-from np_trl.users.choices import read_choices, reverse
+from np_trl.users.choices import key_of, read_choices, reverse
 
 
 # largest number of logits of a policy at a time: half a GiB in float32
@@ -39,6 +39,7 @@ class QuestionPool:
         if not self.pairs:
             raise ValueError("The pool is empty. Pass at least one pair.")
         self.context = read_choices(model, tokenizer, self.pairs)  # (1, P, 2, E)
+        self._keys = [{key_of(pair), key_of(reverse(pair))} for pair in self.pairs]
         self._is_policy = not hasattr(model, "choice_logits")
         if self._is_policy:
             check_pairs(self.pairs, ("prompt", *SIDES))
@@ -54,7 +55,7 @@ class QuestionPool:
 
     def unanswered(self, user) -> list[int]:
         """Return the numbers of the pairs that a user ([`UserProfile`]) has not been asked."""
-        return [number for number, pair in enumerate(self.pairs) if pair not in user and reverse(pair) not in user]
+        return [number for number, keys in enumerate(self._keys) if keys.isdisjoint(user.keys)]
 
     @torch.no_grad()
     def logits(self, latents: torch.Tensor, numbers: torch.LongTensor) -> torch.Tensor:
