@@ -39,3 +39,26 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(weights[name].shape)}".encode())
         digest.update(sample_weight(weights[name]))
     return digest.hexdigest()[:16]
+
+
+def check_fingerprint(found: str, model: nn.Module, what: str) -> None:
+    """
+    Check that latents are those of a model.
+
+    Args:
+        found (`str`):
+            The [`fingerprint`] of the model that they were inferred by.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        what (`str`):
+            What has the latents, such as "The other profile".
+
+    Raises:
+        `ValueError`: if they are another model's.
+    """
+    expected = fingerprint(model)
+    if found != expected:
+        raise ValueError(
+            f"{what} is of another model (fingerprint {found!r}; this model has {expected!r}). Latents of different models "
+            "have nothing in common: infer the user anew from the choices."
+        )

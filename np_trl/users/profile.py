@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from np_trl.models.pairs import empty_context
 from np_trl.users.choices import join_contexts, key_of, read_choices
-from np_trl.users.fingerprint import fingerprint
+from np_trl.users.fingerprint import check_fingerprint, fingerprint
 from np_trl.users.posterior import sample_latents
 
 
@@ -106,7 +106,7 @@ class UserProfile:
         Raises:
             `ValueError`: if the other is of another model.
         """
-        _check_fingerprint(fingerprint(other.model), self.model, "The other profile")
+        check_fingerprint(fingerprint(other.model), self.model, "The other profile")
         merged = UserProfile(self.model, self.tokenizer)
         merged._choices = list({key: (key, context) for key, context in self._choices + other._choices}.values())
         return merged
@@ -127,7 +127,7 @@ class UserProfile:
         Raises:
             `ValueError`: if the other is of another model.
         """
-        _check_fingerprint(fingerprint(other.model), self.model, "The other profile")
+        check_fingerprint(fingerprint(other.model), self.model, "The other profile")
         return torch.lerp(self.latents, other.latents.to(self.latents), weight)
 
     @property
@@ -203,18 +203,9 @@ class UserProfile:
         if FACTS not in metadata:
             raise ValueError(f"{str(path)!r} is no profile of a user. Pass a file that `UserProfile.save` wrote.")
         facts = json.loads(metadata[FACTS])
-        _check_fingerprint(facts["fingerprint"], model, repr(str(path)))
+        check_fingerprint(facts["fingerprint"], model, repr(str(path)))
         profile = cls(model, tokenizer)
         for index, key in enumerate(facts["choices"]):
             choice = {name: values[:, index : index + 1].to(model.device) for name, values in context.items()}
             profile._choices.append((key, choice))
         return profile
-
-
-def _check_fingerprint(found: str, model, what: str) -> None:
-    expected = fingerprint(model)
-    if found != expected:
-        raise ValueError(
-            f"{what} is of another model (fingerprint {found!r}; this model has {expected!r}). Latents of different models "
-            "have nothing in common: infer the user anew from the choices."
-        )
