@@ -31,6 +31,8 @@ VARIANTS = {
     "no warm start": {"reward_steps": 0},
     "np_learning_rate 1e-6": {"np_learning_rate": 1e-6},
     "film_site attention": {"film_kwargs": {"film_site": "attention"}},
+    "film_site lora": {"film_kwargs": {"film_site": "lora"}},
+    "film_site lora, context_layer 1": {"film_kwargs": {"film_site": "lora", "context_layer": 1}},
     "pooling sum": {"film_kwargs": {"context_config": {"pooling": "sum"}}},
     "pooling mean": {"film_kwargs": {"context_config": {"pooling": "mean"}}},
     "no LoRA": {"learning_rate": 0.0},
@@ -75,7 +77,7 @@ class Run:
     """
 
     def __init__(self, recipe: dict, variant: str, seed: int, output_dir: str):
-        self.folder = Path(output_dir) / f"{variant.replace(' ', '_')}_{seed}"
+        self.folder = Path(output_dir) / f"{variant.replace(' ', '_').replace(',', '')}_{seed}"
         changes = {**VARIANTS[variant], "seed": seed, "output_dir": str(self.folder), "baselines": []}
         self.config = merge(recipe, changes)
 

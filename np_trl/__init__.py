@@ -45,6 +45,10 @@ _PUBLIC = {
     "UserCalibration": "np_trl.metrics",
     "UserNLL": "np_trl.metrics",
     "UserProfile": "np_trl.users",
+    "UserReward": "np_trl.users",
+    "best_of_n": "np_trl.users",
+    "export_adapter": "np_trl.users",
+    "export_model": "np_trl.users",
     "load_policy": "np_trl.trainer",
     "sample_latents": "np_trl.users",
     "select_pairs": "np_trl.users",
@@ -103,4 +107,13 @@ if TYPE_CHECKING:
         RewardModelArguments,
         load_policy,
     )
-    from np_trl.users import QuestionPool, UserProfile, sample_latents, select_pairs
+    from np_trl.users import (
+        QuestionPool,
+        UserProfile,
+        UserReward,
+        best_of_n,
+        export_adapter,
+        export_model,
+        sample_latents,
+        select_pairs,
+    )

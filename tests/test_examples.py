@@ -76,12 +76,12 @@ def test_an_ablation_changes_one_part_at_a_time_and_goes_on_where_it_stopped(tmp
     sizes = {"num_train_users": 16, "num_eval_users": 16, "reward_steps": 5, "max_steps": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **sizes, "per_device_train_batch_size": 4}))
     options = "--recipe recipe.yaml --name table --output_dir runs --num_threads 1 --num_seeds 1 --results_dir out"
-    variants = ["--variants", "recipe", "film_site attention"]
+    variants = ["--variants", "recipe", "film_site lora"]
     first = run("ablation.py", *options.split(), *variants, cwd=tmp_path)
-    config = yaml.safe_load((tmp_path / "runs" / "film_site_attention_0" / "config.yaml").read_text())
-    assert config["film_kwargs"] == {**recipe["film_kwargs"], "film_site": "attention"} and config["max_steps"] == 2
+    config = yaml.safe_load((tmp_path / "runs" / "film_site_lora_0" / "config.yaml").read_text())
+    assert config["film_kwargs"] == {**recipe["film_kwargs"], "film_site": "lora"} and config["max_steps"] == 2
     table = json.loads((tmp_path / "out" / "table.json").read_text())["figures"]
-    assert list(table) == ["recipe", "film_site attention"] and "eval_nc10_worst_group_accuracy" in table["recipe"]
+    assert list(table) == ["recipe", "film_site lora"] and "eval_nc10_worst_group_accuracy" in table["recipe"]
     (tmp_path / "runs" / "recipe_0" / "merged" / "config.json").unlink()
     assert run("ablation.py", *options.split(), *variants, cwd=tmp_path) == first
     assert not (tmp_path / "runs" / "recipe_0" / "merged" / "config.json").exists()  # it was not run again

@@ -7,12 +7,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
-from np_trl.models.configuration_film import FILM_SITES
 from np_trl.trainer.policy import POLICIES
 
 from .testing_utils import BASES, CONTEXT_CONFIG, tiny_base, tiny_policy, toy_context
 
 
+FILM_SITES = ("block", "attention")  # the third, latent-gated LoRA, has tests of its own
 LATENT_SIZE = CONTEXT_CONFIG["latent_size"]
 
 

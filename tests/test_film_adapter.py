@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from np_trl import FiLMGemmaForCausalLM, NPDPOTrainer, load_policy
 from np_trl.models.checkpoint_format import FORMAT_VERSION
+from np_trl.models.configuration_film import LATER_FIELDS
 from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
 from np_trl.trainer.policy import POLICIES
 
@@ -154,6 +155,18 @@ def test_adapters_of_unknown_film_are_refused(trainer, tmp_path):
     (path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"says nothing of \['context_config'\]"):
         load_policy(str(path))
+
+
+def test_policies_from_before_a_field_are_still_read(trainer, tmp_path):
+    logits = trainer.model.eval()(TOKENS, **USERS).logits
+    trainer.save_merged(tmp_path / "merged")
+    for file, part in (("adapter/adapter_config.json", "film"), ("merged/config.json", None)):
+        config = json.loads((tmp_path / file).read_text())
+        for field in LATER_FIELDS:
+            del (config if part is None else config[part])[field]
+        (tmp_path / file).write_text(json.dumps(config))
+        policy = load_policy(str((tmp_path / file).parent)).eval()
+        torch.testing.assert_close(policy(TOKENS, **USERS).logits, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_folder_as_base_is_warned_of_before_a_push(trainer, monkeypatch, caplog):

@@ -6,13 +6,14 @@ from .checkpoint_format import FORMAT_VERSION, check_format
 from .configuration_context_encoder import ContextEncoderConfig
 
 
-FILM_SITES = ("block", "attention")
+FILM_SITES = ("block", "attention", "lora")
 OPTION_POOLINGS = ("mean", "last")
 CONTEXT_SOURCES = ("trunk", "columns")
 TRUNCATIONS = ("keep_start", "keep_end")
 # what a saved policy says of its FiLM
 FILM_FIELDS = (
     "film_site",
+    "num_gates",
     "context_layer",
     "option_pooling",
     "context_source",
@@ -21,6 +22,8 @@ FILM_FIELDS = (
     "context_config",
     "dpo_beta",
 )
+# those that policies of np_trl 0.1.0 do not name: their defaults hold
+LATER_FIELDS = ("num_gates", "dpo_beta")
 
 
 # a dataclass of its own: only then do the fields reach the configurations that mix it in
@@ -32,8 +35,11 @@ class FiLMConfigMixin:
 
     Args:
         film_site (`str`, *optional*, defaults to `"block"`):
-            What is scaled and shifted: `"block"`, the output of each decoder block (as the paper's code does), or
-            `"attention"`, the output of its attention before the residual is added (eq. 23 read literally).
+            What a latent changes: `"block"`, scale and shift of the output of each decoder block (as the paper's code does);
+            `"attention"`, those of the output of its attention before the residual is added (eq. 23 read literally); or
+            `"lora"`, the scale of each direction of a LoRA adapter, so that every user is an ordinary adapter.
+        num_gates (`int`, *optional*):
+            Number of LoRA directions in all decoder layers, with `film_site="lora"`. The trainer counts them.
         context_layer (`int`, *optional*):
             Number of decoder layers in the trunk, whose hidden states embed a user's options. Half of all layers if
             not set.
@@ -56,6 +62,7 @@ class FiLMConfigMixin:
     sub_configs = {"context_config": ContextEncoderConfig}
 
     film_site: str = "block"
+    num_gates: int | None = None
     context_layer: int | None = None
     option_pooling: str = "mean"
     context_source: str = "trunk"
@@ -92,7 +99,7 @@ class FiLMConfigMixin:
                 f"This is the configuration of a {model_type!r}, but {cls.__name__} takes a {cls.model_type!r} or a "
                 f"{plain_type!r}. Take the class of that decoder: `NPDPOTrainer` and `load_policy` choose it."
             )
-        missing = [field for field in FILM_FIELDS if field not in config_dict]
+        missing = [field for field in FILM_FIELDS if field not in (*config_dict, *LATER_FIELDS)]
         if model_type == cls.model_type and missing:
             raise ValueError(
                 f"This configuration of a {model_type!r} has no {missing}, so its FiLM and context encoder are unknown. "
@@ -121,6 +128,11 @@ class FiLMConfigMixin:
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"`{field}={value!r}` is unknown. Choose one of {list(allowed)}.")
+        if self.film_site == "lora" and not self.num_gates:
+            raise ValueError(
+                f'`film_site="lora"` scales the directions of a LoRA adapter, but `num_gates={self.num_gates}`. Give '
+                "`NPDPOTrainer` the path of the base model and `peft_config=LoraConfig(...)`: it counts them."
+            )
         if not 0 <= self.context_layer < self.num_hidden_layers:
             raise ValueError(
                 f"`context_layer={self.context_layer}` must lie between 0 and {self.num_hidden_layers - 1}: the trunk "

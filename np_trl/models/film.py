@@ -1,5 +1,5 @@
 """
-Feature-wise linear modulation (FiLM) of a decoder by a user's latent (eq. 23 of the paper).
+Modulation of a decoder by a user's latent: feature-wise linear (FiLM, eq. 23 of the paper), or latent-gated LoRA.
 
 Four mixins turn any decoder of transformers into a conditional one: attention, decoder layer, backbone, causal LM. The
 modulation sits in the backbone, because TRL's fused LM head calls the backbone and skips `ForCausalLM.forward`.
@@ -10,15 +10,21 @@ import torch
 from torch import nn
 
 from .context_encoder import ContextEncoder
+from .hypernetwork import Hypernetwork
 from .layers import pool_tokens
+from .lora_gate import LayerGates, LoRAGate
 from .pairs import stack_latents
 from .text_context import TextContextMixin
 from .weights import WholeWeightsMixin
 
 
-class FiLM(nn.Module):
+NP_MODULES = ("context_encoder", "film")  # what a policy has beside a plain decoder
+
+
+class FiLM(Hypernetwork):
     """
-    The hypernetwork of eq. 23: a latent in, a FiLM scale and shift for every layer out. Both maps are linear.
+    The hypernetwork of eq. 23: a latent in, a FiLM scale and shift for every layer out. Both maps are linear, and start as
+    the identity.
 
     Args:
         latent_size (`int`):
@@ -30,17 +36,8 @@ class FiLM(nn.Module):
     """
 
     def __init__(self, latent_size: int, num_layers: int, hidden_size: int):
-        super().__init__()
+        super().__init__(latent_size, num_layers * 2 * hidden_size)
         self.sizes = (num_layers, 2, hidden_size)
-        # plain parameters, so that LoRA on all linear layers passes them by
-        self.weight = nn.Parameter(torch.empty(num_layers * 2 * hidden_size, latent_size))
-        self.bias = nn.Parameter(torch.empty(num_layers * 2 * hidden_size))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start as the identity: scale 1, shift 0."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -51,9 +48,7 @@ class FiLM(nn.Module):
         Returns:
             `torch.Tensor` of shape `(B, L, 2, H)`: along axis 2, scale and shift.
         """
-        scale, shift = nn.functional.linear(latents.to(self.weight), self.weight, self.bias).view(
-            -1, *self.sizes
-        ).unbind(dim=2)  # fmt: skip
+        scale, shift = super().forward(latents).view(-1, *self.sizes).unbind(dim=2)
         return torch.stack([1 + scale, shift], dim=2)
 
 
@@ -95,6 +90,7 @@ class FiLMDecoderLayerMixin:
         super().__init__(config, layer_idx)
         self.film_site = config.film_site
         self.self_attn = self.attention_class(config, layer_idx)
+        self.gates = LayerGates()
 
     def __call__(self, hidden_states: torch.Tensor, *args, film: torch.Tensor | None = None, **kwargs):
         return super().__call__(hidden_states, film, *args, **kwargs)
@@ -102,28 +98,43 @@ class FiLMDecoderLayerMixin:
     def forward(self, hidden_states: torch.Tensor, film: torch.Tensor | None = None, *args, **kwargs):
         if film is None:
             return super().forward(hidden_states, *args, **kwargs)
+        if self.film_site == "lora":
+            return self._forward_gated(hidden_states, film, *args, **kwargs)
         film = film[:, self.self_attn.layer_idx]  # (B, 2, H)
         if self.film_site == "attention":
             return super().forward(hidden_states, *args, film=film, **kwargs)
         return modulate(super().forward(hidden_states, *args, **kwargs), film)
 
+    def _forward_gated(self, hidden_states: torch.Tensor, gates: torch.Tensor, *args, **kwargs):
+        """Run the layer with gates `(B, G)` on its LoRA, and leave none behind."""
+        if not self.gates.is_attached:
+            raise ValueError(
+                '`film_site="lora"` scales the directions of a LoRA adapter, and this model has none, or one that does not '
+                "know of it. Load the adapter with `np_trl.load_policy`, or train one with `NPDPOTrainer`."
+            )
+        self.gates.values = gates
+        try:
+            return super().forward(hidden_states, *args, **kwargs)
+        finally:
+            self.gates.values = None
+
 
 class FiLMInitMixin(WholeWeightsMixin):
-    """Mix into a model that holds a [`ContextEncoder`] and [`FiLM`], which initialise themselves."""
+    """Mix into a model that holds a [`ContextEncoder`] and a [`Hypernetwork`], which initialise themselves."""
 
-    _may_add = ("context_encoder", "film")  # a plain decoder has all the rest
+    _may_add = NP_MODULES
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (ContextEncoder, FiLM)):
+        if isinstance(module, (ContextEncoder, Hypernetwork)):
             module.reset_parameters()
 
 
 class FiLMModelMixin(FiLMInitMixin):
     """Mix into a backbone. The class names its layers, those with [`FiLMDecoderLayerMixin`], in `layer_class`."""
 
-    _keep_in_fp32_modules_strict = ["context_encoder", "film"]
+    _keep_in_fp32_modules_strict = list(NP_MODULES)
     layer_class: type[nn.Module]
 
     def __init__(self, config):
@@ -133,9 +144,13 @@ class FiLMModelMixin(FiLMInitMixin):
         self.post_init()
 
     def add_film(self, config) -> None:
-        """Add the context encoder and the FiLM hypernetwork."""
+        """Add the context encoder and the hypernetwork, FiLM's or that of the gates."""
         self.context_encoder = ContextEncoder(config.context_config)
-        self.film = FiLM(config.context_config.latent_size, config.num_hidden_layers, config.hidden_size)
+        latent_size = config.context_config.latent_size
+        if config.film_site == "lora":
+            self.film = LoRAGate(latent_size, config.num_gates)
+        else:
+            self.film = FiLM(latent_size, config.num_hidden_layers, config.hidden_size)
         # whatever the dtype of the base: their updates are too small for bfloat16
         config.context_config.dtype = torch.float32
         for module in (self.context_encoder, self.film):
@@ -175,7 +190,7 @@ class FiLMModelMixin(FiLMInitMixin):
                 The users' context sets, instead of `latents`.
             context_index (`torch.LongTensor` of shape `(B,)`, *optional*):
                 The user of each row. Not needed when there is one user a row, in order.
-            film (`torch.Tensor` of shape `(B, L, 2, H)`, *optional*):
+            film (`torch.Tensor` of shape `(B, L, 2, H)`, or `(B, G)` of gates, *optional*):
                 What `infer_film` returns for the users, instead of all the above, where it serves several calls.
 
         Raises:
@@ -201,7 +216,7 @@ class FiLMModelMixin(FiLMInitMixin):
         of [`FiLMModelMixin.forward`].
 
         Returns:
-            `torch.Tensor` of shape `(B, L, 2, H)`; `None` without users.
+            `torch.Tensor` of shape `(B, L, 2, H)`: scales and shifts; or `(B, G)`: gates. `None` without users.
 
         Raises:
             `ValueError`: if `latents` are not of size Z.

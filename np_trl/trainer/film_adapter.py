@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from np_trl.models.checkpoint_format import FORMAT_VERSION, check_format
-from np_trl.models.configuration_film import FILM_FIELDS
+from np_trl.models.configuration_film import FILM_FIELDS, LATER_FIELDS
 from np_trl.models.weights import WHY_SAFETENSORS, sample_weight
+from np_trl.trainer.gated_lora import attach_gates
 
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,51 @@ class FiLMPeftModel(PeftModelForCausalLM):
 
     @classmethod
     def adopt(cls, model: PeftModel, base_weights: dict[str, str | None]) -> "FiLMPeftModel":
-        """Turn PEFT's own model into one that saves FiLM. TRL and PEFT choose the class, and take no other."""
+        """
+        Turn PEFT's own model into one that saves FiLM and, with `film_site="lora"`, gates its LoRA. TRL and PEFT choose the
+        class, and take no other.
+
+        Raises:
+            `ValueError`: if the gates do not fit the adapter.
+        """
         model.__class__ = cls
         model.base_weights = base_weights
+        if model.config.film_site == "lora":
+            attach_gates(model)
         return model
+
+    def merge_adapter(self, *args, **kwargs) -> None:
+        """
+        Merge the adapter into the base: [`~peft.tuners.tuners_utils.BaseTuner.merge_adapter`].
+
+        Raises:
+            `ValueError`: if the adapter depends on the user.
+        """
+        self.check_mergeable()
+        self.base_model.merge_adapter(*args, **kwargs)
+
+    def merge_and_unload(self, *args, **kwargs) -> PreTrainedModel:
+        """
+        Merge the adapter into the base, and return that: [`~peft.tuners.tuners_utils.BaseTuner.merge_and_unload`].
+
+        Raises:
+            `ValueError`: if the adapter depends on the user.
+        """
+        self.check_mergeable()
+        return self.base_model.merge_and_unload(*args, **kwargs)
+
+    def check_mergeable(self) -> None:
+        """
+        Check that the adapter is the same for all users.
+
+        Raises:
+            `ValueError`: if it is not.
+        """
+        if self.config.film_site == "lora":
+            raise ValueError(
+                'With `film_site="lora"` every user has another adapter, so none can be merged for all. Share the adapter '
+                "(`save_pretrained`), or export a user with `np_trl.users.export_model` or `export_adapter`."
+            )
 
     def save_pretrained(
         self,
@@ -153,7 +195,8 @@ def read_adapter(path: str, **kwargs) -> tuple[PeftConfig, dict]:
             "`AutoPeftModelForCausalLM`, or train one with `NPDPOTrainer`."
         )
     check_format(film["format_version"])
-    missing = [field for field in ("peft_type", "base_config", "base_weights", *FILM_FIELDS) if field not in film]
+    required = ("peft_type", "base_config", "base_weights", *FILM_FIELDS)
+    missing = [field for field in required if field not in (*film, *LATER_FIELDS)]
     if missing:
         raise ValueError(
             f"The adapter in {path!r} says nothing of {missing}, so its FiLM is unknown. Take the `{CONFIG_NAME}` that was "

@@ -18,12 +18,13 @@ from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.data.validation import check_embeddings
 from np_trl.models import ContextEncoder
 from np_trl.models.configuration_film import FILM_FIELDS
+from np_trl.models.film import NP_MODULES
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
+from np_trl.trainer.gated_lora import check_gated_lora
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import (
-    NP_MODULES,
     check_policy,
     check_trunk,
     create_policy,
@@ -106,8 +107,10 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         self._base_revision = self._context_encoder_start = None
         if isinstance(model, str):
             self._base_revision = find_commit(model, **(args.model_init_kwargs or {}))
-            model = _create_model(model, args, train_dataset, quantization_config)
+            model = _create_model(model, args, train_dataset, quantization_config, peft_config)
         check_policy(model)
+        if model.config.film_site == "lora" and not isinstance(model, PeftModel):
+            check_gated_lora(peft_config)
         base_weights = None if peft_config is None else hash_base_weights(model)
         self._user_metrics = compute_metrics
         super().__init__(
@@ -172,16 +175,18 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                 Name on the Hub of a repository that they are pushed to as well. It is made where it is absent.
 
         Raises:
-            `ValueError`: if there is an adapter in the folder.
+            `ValueError`: if there is an adapter in the folder, or the policy's own depends on the user.
         """
         if Path(output_dir, "adapter_config.json").exists():
             raise ValueError(
                 f"`output_dir={str(output_dir)!r}` holds an adapter, and whoever loads it would get that. Name another folder "
                 "for the merged policy."
             )
+        model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, FiLMPeftModel):
+            model.check_mergeable()
         if not self.is_world_process_zero():
             return
-        model = self.accelerator.unwrap_model(self.model)
         if isinstance(model, PeftModel):
             model, self._is_merged = model.merge_and_unload(), True
         model.save_pretrained(output_dir)
@@ -231,7 +236,8 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             names = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform")
             settings |= {name: adapter[name] for name in names if adapter.get(name)}
         config = model.config
-        settings |= {name: getattr(config, name) for name in FILM_FIELDS if name != "context_config"}
+        names = [name for name in FILM_FIELDS if name != "context_config" and getattr(config, name) is not None]
+        settings |= {name: getattr(config, name) for name in names}
         settings |= describe_context_encoder(config.context_config)
         if self._context_encoder_start is not None:
             settings["context encoder: started from"] = self._context_encoder_start
@@ -390,8 +396,13 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         return optimizer
 
 
-def _create_model(path: str, args: NPDPOConfig, train_dataset, quantization_config) -> PreTrainedModel:
-    """Load the policy with the arguments that TRL would load it with, and with the size of the embedding columns."""
+def _create_model(
+    path: str, args: NPDPOConfig, train_dataset, quantization_config, peft_config: PeftConfig | None
+) -> PreTrainedModel:
+    """
+    Load the policy with the arguments that TRL would load it with, with the size of the embedding columns, and for the
+    adapter that it will get.
+    """
     model_kwargs = dict(args.model_init_kwargs or {})
     args.model_init_kwargs = None  # used up
     model_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
@@ -403,7 +414,7 @@ def _create_model(path: str, args: NPDPOConfig, train_dataset, quantization_conf
     if isinstance(train_dataset, Dataset) and not set(EMBED_COLUMNS).isdisjoint(train_dataset.column_names):
         embed_size = check_embeddings(train_dataset, "train")
         film_kwargs["context_config"] = {"embed_size": embed_size, **film_kwargs.get("context_config", {})}
-    return create_policy(path, film_kwargs, **model_kwargs)
+    return create_policy(path, film_kwargs, peft_config, **model_kwargs)
 
 
 def _length_weights(completion_mask: torch.Tensor, ld_alpha: float) -> torch.Tensor:

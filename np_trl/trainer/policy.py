@@ -4,7 +4,7 @@ import logging
 from contextlib import contextmanager
 
 import torch
-from peft import PeftModel, PeftModelForCausalLM
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,8 +21,10 @@ from np_trl.models import (
     FiLMQwen3ForCausalLM,
 )
 from np_trl.models.configuration_film import FILM_FIELDS
-from np_trl.models.film import FiLM, FiLMForCausalLMMixin
+from np_trl.models.film import NP_MODULES, FiLMForCausalLMMixin
+from np_trl.models.hypernetwork import Hypernetwork
 from np_trl.trainer.film_adapter import is_adapter, load_adapter, read_adapter
+from np_trl.trainer.gated_lora import count_directions
 
 
 # type of a base model -> the same with FiLM
@@ -35,8 +37,6 @@ POLICIES = {
     "qwen2": FiLMQwen2ForCausalLM,
     "qwen3": FiLMQwen3ForCausalLM,
 }
-
-NP_MODULES = ("context_encoder", "film")
 
 # what says where on the Hub, for the configuration as for the weights
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -87,7 +87,7 @@ def load_policy(
     if not is_adapter(path, **source):
         return create_policy(path, **source, **kwargs)
     adapter, film = read_adapter(path, **source)
-    fields = {field: film[field] for field in FILM_FIELDS}
+    fields = {field: film[field] for field in FILM_FIELDS if field in film}
     if base_model is None:
         base_model, base_revision = adapter.base_model_name_or_path, base_revision or adapter.revision
     with _without_load_report():
@@ -107,7 +107,9 @@ def _without_load_report():
         logger.setLevel(level)
 
 
-def create_policy(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTrainedModel:
+def create_policy(
+    path: str, film_kwargs: dict | None = None, peft_config: PeftConfig | None = None, **kwargs
+) -> PreTrainedModel:
     """
     Load a base model with FiLM added to it, or a policy.
 
@@ -116,11 +118,13 @@ def create_policy(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTr
             Directory or Hub name of a plain base model or of a policy.
         film_kwargs (`dict`, *optional*):
             Fields of the FiLM config.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            The adapter that it will get, whose directions are counted where a latent gates them.
         kwargs:
             Passed to `from_pretrained`.
 
     Raises:
-        `ValueError`: if the architecture has no FiLM version.
+        `ValueError`: if the architecture has no FiLM version, or a latent cannot gate the adapter.
     """
     source = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
     fields, _ = PreTrainedConfig.get_config_dict(path, **source)
@@ -131,7 +135,11 @@ def create_policy(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTr
             f"{path!r} is a model of type {fields.get('model_type')!r}, which has no FiLM version. Supported: "
             f"{sorted(POLICIES)}."
         )
-    config = policy.config_class.from_dict(fields, **(film_kwargs or {}))
+    film_kwargs = dict(film_kwargs or {})
+    if film_kwargs.get("film_site") == "lora" and film_kwargs.get("num_gates") is None:
+        plain = policy.config_class.from_dict(fields)
+        film_kwargs["num_gates"] = count_directions(policy, plain, peft_config)
+    config = policy.config_class.from_dict(fields, **film_kwargs)
     return create_model_from_path(path, policy, config=config, **kwargs)
 
 
@@ -172,7 +180,7 @@ def check_policy(model: nn.Module) -> None:
             'Create it with `task_type="CAUSAL_LM"`.'
         )
     film = base.model.film
-    if isinstance(model, PeftModel) and isinstance(film, FiLM):
+    if isinstance(model, PeftModel) and isinstance(film, Hypernetwork):
         raise ValueError(
             "`model` has an adapter without FiLM and context encoder: they would stay frozen and unsaved. Train it with "
             f"`modules_to_save={list(NP_MODULES)}`, which `peft_config` of the trainer adds by itself."

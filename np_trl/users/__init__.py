@@ -1,9 +1,20 @@
-"""A person in use: profiles, what is still open about a person, and what to ask next."""
+"""A person in use: profiles, what is still open about a person, what to ask next, rewards and export."""
 
+from np_trl.users.export import export_adapter, export_model
 from np_trl.users.posterior import sample_latents
 from np_trl.users.profile import UserProfile
 from np_trl.users.questions import QuestionPool
+from np_trl.users.rewards import UserReward, best_of_n
 from np_trl.users.selection import select_pairs
 
 
-__all__ = ["QuestionPool", "UserProfile", "sample_latents", "select_pairs"]
+__all__ = [
+    "QuestionPool",
+    "UserProfile",
+    "UserReward",
+    "best_of_n",
+    "export_adapter",
+    "export_model",
+    "sample_latents",
+    "select_pairs",
+]

@@ -1,0 +1,74 @@
+"""
+Export users of a policy, each given by a few choices in a JSON file (see `generate.py`) or by a saved profile.
+
+As ordinary LoRA adapters of the base model, from a policy that was trained with `film_site` lora:
+
+```sh
+python examples/export.py --model_name_or_path runs/np_dpo_lora --form adapter \
+    --users examples/users/formal_lists.json examples/users/casual_prose.json --output_dir runs/adapters
+```
+
+As ordinary models, each with the user folded into the weights, from `film_site` lora or attention:
+
+```sh
+python examples/export.py --model_name_or_path runs/np_dpo_lora --form model \
+    --users examples/users/formal_lists.json --output_dir runs/models
+```
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
+
+from transformers import AutoTokenizer  # noqa: E402
+from trl import TrlParser  # noqa: E402
+
+from np_trl import UserProfile, load_policy  # noqa: E402
+from np_trl.users import export_adapter, export_model  # noqa: E402
+
+
+FORMS = ("adapter", "model")
+
+
+@dataclass
+class ScriptArguments:
+    model_name_or_path: str = field(metadata={"help": "A trained policy: a merged one, or an adapter with FiLM."})
+    users: list[str] = field(
+        metadata={"help": "JSON files with the choices of users, or profiles (.safetensors) of them."}
+    )
+    output_dir: str = field(metadata={"help": "Where each user gets a folder with the name of the file."})
+    form: str = field(default="adapter", metadata={"help": f"What is written: {' or '.join(FORMS)}."})
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(f"`form={self.form!r}` is unknown. Choose one of {list(FORMS)}.")
+
+
+def read_user(path: str, model, tokenizer) -> UserProfile:
+    """Read a user's profile, or choices in JSON."""
+    if Path(path).suffix == ".safetensors":
+        return UserProfile.load(path, model, tokenizer)
+    profile = UserProfile(model, tokenizer)
+    profile.add(*json.loads(Path(path).read_text(encoding="utf-8"))["pairs"])
+    return profile
+
+
+def main(script_args: ScriptArguments) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path)
+    policy = load_policy(script_args.model_name_or_path).eval()
+    users = {Path(path).stem: read_user(path, policy, tokenizer) for path in script_args.users}
+    if script_args.form == "adapter":
+        export_adapter(policy, users, script_args.output_dir)
+    else:
+        for name, user in users.items():
+            export_model(policy, user, Path(script_args.output_dir, name), tokenizer)
+    for name in users:
+        print(f"{name}: {Path(script_args.output_dir, name)}")
+
+
+if __name__ == "__main__":
+    main(*TrlParser(ScriptArguments).parse_args_and_config())

@@ -1,0 +1,62 @@
+r"""
+Latent-gated LoRA: a latent scales each direction of an adapter, $y = W x + s B (g(z) \odot A x)$.
+
+A user is then an ordinary LoRA adapter, with the columns of $B$ scaled by $g(z)$. What applies the gates is attached to the
+adapter where it is made or loaded; the shelf, which imports no PEFT, holds its parts.
+"""
+
+import torch
+from torch import nn
+
+from .hypernetwork import Hypernetwork
+
+
+class LoRAGate(Hypernetwork):
+    """
+    The hypernetwork of latent-gated LoRA: a latent in, a gate for every LoRA direction out. All gates start at 1.
+
+    Args:
+        latent_size (`int`):
+            Size Z of the latent.
+        num_gates (`int`):
+            Number G of LoRA directions in all decoder layers.
+    """
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Map latents `(B, Z)` to the gates `(B, G)` of each row of the batch."""
+        return 1 + super().forward(latents)
+
+
+class LayerGates:
+    """
+    What a decoder layer tells the LoRA in it: the gates of the batch, while the layer runs.
+
+    Attributes:
+        values (`torch.Tensor` of shape `(B, G)` or `None`): the gates of all layers. `None`: the adapter as it is.
+        is_attached (`bool`): whether there is LoRA in the model that reads them.
+    """
+
+    def __init__(self):
+        self.values: torch.Tensor | None = None
+        self.is_attached = False
+
+
+class DirectionGate:
+    """
+    A forward hook of the module $A$ of a LoRA layer: scales the directions that it computes.
+
+    Args:
+        gates ([`LayerGates`]):
+            Those of the decoder layer around it.
+        start (`int`), stop (`int`):
+            Which of the G gates are its own.
+    """
+
+    def __init__(self, gates: LayerGates, start: int, stop: int):
+        self.gates, self.part = gates, slice(start, stop)
+
+    def __call__(self, module: nn.Module, inputs: tuple, directions: torch.Tensor) -> torch.Tensor:
+        if self.gates.values is None:
+            return directions
+        gates = self.gates.values[:, self.part].to(directions.dtype)  # (B, r)
+        return directions * gates.unsqueeze(1)  # (B, T, r)
