@@ -4,14 +4,15 @@ Export users of a policy, each given by a few choices in a JSON file (see `gener
 As ordinary LoRA adapters of the base model, from a policy that was trained with `film_site` lora:
 
 ```sh
-python examples/export.py --model_name_or_path runs/np_dpo_lora --form adapter \
+python examples/np_dpo.py --config examples/configs/np_dpo_style_lora.yaml
+python examples/export.py --model_name_or_path runs/np_dpo_style_lora --form adapter \
     --users examples/users/formal_lists.json examples/users/casual_prose.json --output_dir runs/adapters
 ```
 
 As ordinary models, each with the user folded into the weights, from `film_site` lora or attention:
 
 ```sh
-python examples/export.py --model_name_or_path runs/np_dpo_lora --form model \
+python examples/export.py --model_name_or_path runs/np_dpo_style_lora --form model \
     --users examples/users/formal_lists.json --output_dir runs/models
 ```
 """
@@ -27,8 +28,7 @@ sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate
 from transformers import AutoTokenizer  # noqa: E402
 from trl import TrlParser  # noqa: E402
 
-from np_trl import UserProfile, load_policy  # noqa: E402
-from np_trl.users import export_adapter, export_model  # noqa: E402
+from np_trl import UserProfile, export_adapter, export_model, load_policy  # noqa: E402
 
 
 FORMS = ("adapter", "model")

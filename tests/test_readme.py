@@ -17,7 +17,7 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path):
     (tmp_path / "examples").mkdir()
     shutil.copytree(ROOT / "examples" / "style_gemma", tmp_path / "examples" / "style_gemma")
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], check=True, cwd=tmp_path, env=environment, timeout=300)

@@ -1,0 +1,85 @@
+"""
+A page where a person can try a policy (extra `app`): choose between two answers, be asked the most telling question next,
+see where that places one among other people, and read what is written for oneself, one's opposite and nobody.
+
+The demo that `accelerate launch examples/np_dpo.py` trains, at http://127.0.0.1:7860 and without anything from the network:
+
+```sh
+python examples/app.py
+```
+
+Another policy, with TRL's preference pairs and `user_id` of the people to stand among, whose pairs are the questions too:
+
+```sh
+python examples/app.py --model user/np_dpo_style --dataset users.parquet
+```
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+sys.path.append(sys.path.pop(0))  # this folder last: its evaluate.py would hide the library `evaluate`
+
+from accelerate import PartialState  # noqa: E402
+from interview import Interview, InterviewArguments  # noqa: E402
+from page import InterviewPage  # noqa: E402
+from population import Population  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+from transformers.hf_argparser import HfArg  # noqa: E402
+from trl import TrlParser  # noqa: E402
+
+from np_trl import load_policy  # noqa: E402
+from np_trl.data.loading import load_preferences  # noqa: E402
+
+
+@dataclass
+class ScriptArguments(InterviewArguments):
+    model_name_or_path: str = HfArg(
+        aliases=["--model"],
+        default="runs/np_dpo_style",
+        help="A trained policy: a merged one, or an adapter with FiLM.",
+    )
+    dataset_name: str | None = HfArg(
+        aliases=["--dataset"],
+        default=None,
+        help="File (parquet, JSON lines, CSV) or dataset of users. Default: `users.parquet` beside the policy.",
+    )
+    split: str = field(default="test", metadata={"help": "Split of a dataset that has several."})
+    group_column: str = field(
+        default="group", metadata={"help": "Column that says what kind of user each is, where there is one."}
+    )
+    num_users: int = field(default=160, metadata={"help": "Largest number of users to stand among."})
+    pool_size: int = field(default=32, metadata={"help": "Largest number of pairs that questions are selected from."})
+    dtype: str = field(default="float32", metadata={"help": "Data type of the policy."})
+    port: int = field(default=7860, metadata={"help": "Port of the page, which this machine alone can open."})
+
+
+def load_interview(script_args: ScriptArguments) -> Interview:
+    """Load the policy and the people."""
+    path = script_args.model_name_or_path
+    dataset_name = script_args.dataset_name or str(Path(path) / "users.parquet")
+    if script_args.dataset_name is None and not Path(dataset_name).is_file():
+        raise ValueError(
+            f"There is no {dataset_name!r}. Train the demo (`accelerate launch examples/np_dpo.py`), or name a policy with "
+            "`--model` and preference pairs of its users with `--dataset`."
+        )
+    policy = load_policy(path, dtype=script_args.dtype).to(PartialState().device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    population = Population(
+        policy,
+        tokenizer,
+        load_preferences(dataset_name, script_args.split),
+        num_choices=script_args.num_questions,
+        num_users=script_args.num_users,
+        pool_size=script_args.pool_size,
+        group_column=script_args.group_column,
+        seed=script_args.seed,
+    )
+    return Interview(policy, tokenizer, population, script_args)
+
+
+if __name__ == "__main__":
+    (script_args,) = TrlParser(ScriptArguments).parse_args_and_config()
+    InterviewPage(load_interview(script_args)).launch(script_args.port)
