@@ -9,8 +9,8 @@ from np_trl.models.pairs import SIDES, check_pairs
 from np_trl.users.choices import key_of, read_choices, reverse
 
 
-# largest number of logits of a policy at a time: half a GiB in float32
-MAX_LOGITS = 2**27
+# of a policy at a time: the largest number of sequences, and of logits, which are half a GiB in float32
+MAX_ROWS, MAX_LOGITS = 64, 2**27
 
 
 class QuestionPool:
@@ -136,7 +136,7 @@ class QuestionPool:
         rows = torch.stack([2 * numbers, 2 * numbers + 1], dim=1).flatten()  # (2N,)
         latents = None if latents is None else latents.repeat_interleave(2, dim=0)
         length, vocab_size = self._tokens["input_ids"].shape[1], self.model.config.vocab_size
-        batch_size = max(1, MAX_LOGITS // (length * vocab_size))
+        batch_size = min(MAX_ROWS, max(1, MAX_LOGITS // (length * vocab_size)))
         sums = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
