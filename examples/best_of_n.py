@@ -62,9 +62,7 @@ def write_candidates(script_args: ScriptArguments) -> list[list[str]]:
 
 
 def read_user(path: str, reward_model: NPRewardModel) -> UserProfile:
-    user = UserProfile(reward_model)
-    user.add(*json.loads(Path(path).read_text(encoding="utf-8"))["pairs"])
-    return user
+    return UserProfile(reward_model, pairs=json.loads(Path(path).read_text(encoding="utf-8"))["pairs"])
 
 
 def main(script_args: ScriptArguments) -> None:

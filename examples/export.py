@@ -52,9 +52,7 @@ def read_user(path: str, model, tokenizer) -> UserProfile:
     """Read a user's profile, or choices in JSON."""
     if Path(path).suffix == ".safetensors":
         return UserProfile.load(path, model, tokenizer)
-    profile = UserProfile(model, tokenizer)
-    profile.add(*json.loads(Path(path).read_text(encoding="utf-8"))["pairs"])
-    return profile
+    return UserProfile(model, tokenizer, json.loads(Path(path).read_text(encoding="utf-8"))["pairs"])
 
 
 def main(script_args: ScriptArguments) -> None:

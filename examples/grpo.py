@@ -232,8 +232,7 @@ def main(script_args: ScriptArguments, training_args: GRPOConfig, model_args: Mo
     else:
         choices = Dataset.from_list(json.loads(Path(script_args.user).read_text(encoding="utf-8"))["pairs"])
         prompts = load_preferences(script_args.dataset_name).select_columns(["prompt"])
-    user = UserProfile(reward_model.to(training_args.device))
-    user.add(*choices.to_list())
+    user = UserProfile(reward_model.to(training_args.device), pairs=choices.to_list())
     reward = UserReward(reward_model, user)
     trainer = build_trainer(training_args, model_args, prompts, reward)
     if is_example:

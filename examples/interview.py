@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from generations import SAMPLING
-from population import Population, profile
+from population import Population
 
 from np_trl.data.embeddings import plain_text
 from np_trl.users import UserProfile, sample_latents, select_pairs
@@ -34,6 +34,12 @@ class InterviewArguments:
     seed: int = field(
         default=0, metadata={"help": "Seed of the pool of questions, of their selection and of sampling."}
     )
+
+    def __post_init__(self):
+        smallest = {"num_questions": 1, "num_samples": 2, "max_prompt_length": 1, "max_new_tokens": 1}
+        for name, number in smallest.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"`{name}={getattr(self, name)}` must be at least {number}. Raise it.")
 
 
 class Visit(NamedTuple):
@@ -90,10 +96,10 @@ class Interview:
     """
 
     def __init__(self, policy, tokenizer, population: Population, args: InterviewArguments):
-        if not 1 <= args.num_questions < len(population.pool):
+        if args.num_questions >= len(population.pool):
             raise ValueError(
-                f"`num_questions={args.num_questions}` must be at least 1 and less than the {len(population.pool)} pairs of "
-                "the pool, so that there is something to select from."
+                f"`num_questions={args.num_questions}` must be less than the {len(population.pool)} pairs of the pool, so that "
+                "there is something to select from."
             )
         self.policy, self.tokenizer, self.population, self.args = policy, tokenizer, population, args
         self.nobody, self.lock = UserProfile(policy, tokenizer), Lock()
@@ -105,7 +111,7 @@ class Interview:
         if len(visit.choices) == self.args.num_questions or len(visit.choices + visit.skipped) == len(pool):
             return visit._replace(question=None)
         with self.lock:
-            user = profile(self.policy, self.tokenizer, self.pairs(visit))
+            user = UserProfile(self.policy, self.tokenizer, self.pairs(visit))
             numbers = select_pairs(pool, user, 1 + len(visit.skipped), self.args.num_samples, seed=self.args.seed)
         return visit._replace(question=next(number for number in numbers if number not in visit.skipped))
 
@@ -136,7 +142,7 @@ class Interview:
         """The visitor; the opposite user, who made each of these choices the other way round; and nobody."""
         pairs = self.pairs(visit)
         opposite = [reverse(pair) for pair in pairs]
-        return [*(profile(self.policy, self.tokenizer, choices) for choices in (pairs, opposite)), self.nobody]
+        return [*(UserProfile(self.policy, self.tokenizer, choices) for choices in (pairs, opposite)), self.nobody]
 
     def stand(self, visit: Visit) -> Standing:
         """Find where the visitor stands among the population."""
@@ -145,7 +151,7 @@ class Interview:
             you, opposite, _ = self.readers(visit)
             samples, opposite = self._sample(you), opposite.latents
             # from nobody on, after each choice
-            steps = [profile(self.policy, self.tokenizer, pairs[:number]) for number in range(len(pairs) + 1)]
+            steps = [UserProfile(self.policy, self.tokenizer, pairs[:number]) for number in range(len(pairs) + 1)]
             trail = torch.cat([user.latents for user in steps])  # (choices + 1, Z)
             image = population.draw(trail, samples, opposite)
         places = population.project(torch.cat([trail[-1:], opposite, trail[:1]]))

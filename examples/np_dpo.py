@@ -281,7 +281,11 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
             print_two_users(trainer, num_context)
     if training_args.push_to_hub:
         trainer.push_to_hub()
-    if trainer.model.config.film_site != "lora":  # whose users export.py writes: no merged policy is all of them
+    if trainer.model.config.film_site == "lora":
+        trainer.accelerator.print(
+            "\nWith LoRA gates no merged policy serves all users: examples/export.py writes each."
+        )
+    else:
         merged_id = f"{trainer.hub_model_id}-merged" if training_args.push_to_hub else None
         trainer.save_merged(f"{training_args.output_dir}/merged", merged_id)
         for name, policy in baselines.policies.items():

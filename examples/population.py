@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from functools import partial
 
 import matplotlib
@@ -70,7 +69,7 @@ class Population:
             raise ValueError(f"The data set has {len(rows)} users, but a plane takes 3. Give the pairs of more users.")
         users = range(min(num_users, len(rows)))
         choices = [dataset.select(rows.of_user(user)[:num_choices]).to_list() for user in users]
-        self.latents = torch.cat([profile(policy, tokenizer, pairs).latents for pairs in choices])  # (U, Z)
+        self.latents = torch.cat([UserProfile(policy, tokenizer, pairs).latents for pairs in choices])  # (U, Z)
         self.groups = rows.groups(group_column)[: len(users)] if group_column in dataset.column_names else None
         kinds = np.unique(self.groups, return_inverse=True)[1] if self.groups else np.full(len(users), GRAY)
         self._colors = kinds % 20
@@ -122,13 +121,6 @@ class Population:
         ax.spines[:].set_color("lightgray")
         figure.legend(loc="outside upper center", ncols=4, frameon=False, handletextpad=0.2, columnspacing=1)
         return _to_data_url(figure)
-
-
-def profile(policy, tokenizer, pairs: Sequence[dict]) -> UserProfile:
-    """Make the profile of a user who made these choices."""
-    user = UserProfile(policy, tokenizer)
-    user.add(*pairs)
-    return user
 
 
 def _draw_questions(dataset: Dataset, size: int, rng: np.random.Generator) -> list[dict]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from np_trl import UserProfile
 from np_trl.data.style_grammar import detect_attributes
 from np_trl.users.choices import reverse
 
@@ -35,7 +36,7 @@ sys.path.insert(0, str(ROOT / "examples"))  # as for a script: app.py moves it t
 from app import ScriptArguments, load_interview  # noqa: E402
 from interview import Interview, InterviewArguments, Refusal, Visit  # noqa: E402
 from page import InterviewPage  # noqa: E402
-from population import Population, profile  # noqa: E402
+from population import Population  # noqa: E402
 
 
 SMALL = {"num_samples": 8, "max_new_tokens": 40}
@@ -139,10 +140,16 @@ def test_the_readers_are_the_visitor_the_opposite_and_nobody(interview):
     assert pairs[1] == reverse(interview.population.pool.pairs[visit.choices[1][0]])
     you, opposite, nobody = interview.readers(visit)
     swapped = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
-    assert torch.equal(opposite.latents, profile(interview.policy, interview.tokenizer, swapped).latents)
+    assert torch.equal(opposite.latents, UserProfile(interview.policy, interview.tokenizer, swapped).latents)
     assert len(you) == len(opposite) == 2 and len(nobody) == 0
     texts = interview.write(visit, "How do I fix the bike?")
     assert len(texts) == 3 and texts == interview.write(visit, "How do I fix the bike?")
+
+
+@pytest.mark.parametrize("field", ["num_questions", "num_samples", "max_new_tokens"])
+def test_an_interview_without_anything_is_refused(field):
+    with pytest.raises(ValueError, match=f"`{field}=0` must be at least"):
+        InterviewArguments(**{field: 0})
 
 
 def test_visitors_at_the_same_time_get_what_each_would_get_alone(interview):
@@ -194,14 +201,10 @@ def test_what_cannot_be_shown_is_an_error(interview, tmp_path):
         load_interview(ScriptArguments(model_name_or_path=str(tmp_path)))
     with pytest.raises(ValueError, match="has 2 users, but a plane takes 3"):
         people(interview.policy, interview.tokenizer, style_rows(num_users=2))
-    for number in (0, 8):
-        with pytest.raises(ValueError, match=f"`num_questions={number}` must be at least 1 and less than the 8 pairs"):
-            Interview(
-                interview.policy,
-                interview.tokenizer,
-                interview.population,
-                replace(interview.args, num_questions=number),
-            )
+    with pytest.raises(ValueError, match="`num_questions=8` must be less than the 8 pairs of the pool"):
+        Interview(
+            interview.policy, interview.tokenizer, interview.population, replace(interview.args, num_questions=8)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -439,11 +442,14 @@ def test_an_answer_without_a_question_gets_a_message_too(url):
     assert "There is no open question" in outputs[-1]
 
 
-def test_an_answer_to_the_question_before_is_no_answer(url):
-    visitor = Client(url, verbose=False)
-    question, answer, *_ = visitor.predict(fn_index=0)
-    assert "Question 1" in question
-    question, *_ = visitor.predict(answer, fn_index=2)
-    assert "Question 2" in question
-    outputs = visitor.predict(answer, fn_index=2)  # a second click before the page has changed
-    assert "That question has been answered" in outputs[-1]
+def test_an_answer_to_the_question_before_is_no_answer(interview):
+    page = InterviewPage(interview)
+    visitor = Client(page.launch(prevent_thread_lock=True, quiet=True), verbose=False)
+    try:
+        assert "Question 1" in visitor.predict(fn_index=0)[0]
+        answer = interview.population.pool.pairs[interview.ask(Visit()).question]["chosen"].strip()
+        assert "Question 2" in visitor.predict(answer, fn_index=2)[0]
+        outputs = visitor.predict(answer, fn_index=2)  # a second click before the page has changed
+        assert "That question has been answered" in outputs[-1]
+    finally:
+        page.blocks.close()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -45,6 +46,18 @@ def gated_policy(path, architecture: str = "gemma", film: bool = True, **kwargs)
         torch.nn.init.normal_(hypernetwork.weight, std=0.3)
         torch.nn.init.normal_(hypernetwork.bias, std=0.3)
     return model
+
+
+def test_threads_run_for_users_of_their_own(tmp_path):
+    model = gated_policy(tmp_path)
+
+    def serve(row: int) -> torch.Tensor:
+        return torch.stack([model(TOKENS[:1], latents=LATENTS[row : row + 1]).logits for _ in range(20)])
+
+    with torch.no_grad(), ThreadPoolExecutor(2) as threads:
+        for row, logits in enumerate(threads.map(serve, range(2))):
+            alone = model(TOKENS[:1], latents=LATENTS[row : row + 1]).logits
+            torch.testing.assert_close(logits, alone.expand_as(logits))
 
 
 def test_every_direction_is_scaled_by_a_gate_of_its_own(architecture, tmp_path):

@@ -227,3 +227,21 @@ def test_options_known_by_a_number_are_known_beside_their_embeddings():
     known, unknown = (QuestionPool([row], model).cross_logits(latents, torch.arange(1)) for row in (pair, embeds))
     assert reverse(pair)["rejected_option_id"] == "a"
     assert known.shape == (1, 1) and not torch.allclose(known, unknown)
+
+
+def test_what_is_imagined_of_a_user_without_choices_knows_options_by_a_number():
+    model = tiny_reward_model(option_ids=["a", "b"]).eval()
+    torch.nn.init.normal_(model.option_vectors.weight, std=3)
+    embeds = {"chosen_embeds": torch.zeros(6), "rejected_embeds": torch.zeros(6)}  # told apart by the number alone
+    pool = [{**embeds, "chosen_option_id": "a", "rejected_option_id": "b"}, {**embeds, "chosen_option_id": "b"}]
+    assert UserProfile(model).uncertainty(pool).max() > 0.1
+    user = profile(model, None, pool[0])
+    assert pool[1] not in user and select_pairs(pool, user) == [1]
+
+
+@pytest.mark.parametrize("numbers", [{"num_samples": 1}, {"num_imagined": 0}])
+def test_numbers_that_leave_nothing_to_compare_are_refused(two_kinds, numbers):
+    (asked,) = pairs_of(1, 4, 0.7, seed=10)
+    (name,) = numbers
+    with pytest.raises(ValueError, match=f"`{name}={numbers[name]}` must be at least"):
+        select_pairs(asked, UserProfile(two_kinds), **numbers)

@@ -67,7 +67,11 @@ def generate(trainer: NPDPOTrainer, latents: torch.Tensor) -> float:
     inputs = torch.randint(2, SMALL_GEMMA.vocab_size, (ROWS, PROMPT), generator=torch.Generator().manual_seed(0))
     start = now()
     model.generate(
-        input_ids=inputs, latents=latents, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS
+        input_ids=inputs.to(model.device),
+        latents=latents.to(model.device),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
     )
     model.train()
     return now() - start

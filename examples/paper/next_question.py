@@ -109,7 +109,7 @@ def ask(model: NPRewardModel, questions: QuestionPool, targets: QuestionPool, wa
 def run(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: RewardModelArguments) -> dict:
     """Train a model on one seed and ask new users."""
     train_dataset, eval_dataset = script_args.draw(training_args.seed)
-    model = fit(training_args, model_args, train_dataset).model.eval()
+    model = fit(training_args, model_args, train_dataset).model.cpu().eval()
     rng = np.random.default_rng(training_args.seed)
     users = PreferenceRows(eval_dataset)
     correct = {way: [] for way in WAYS}  # of each user, after each number of answers

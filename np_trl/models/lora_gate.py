@@ -5,6 +5,8 @@ A user is then an ordinary LoRA adapter, with the columns of $B$ scaled by $g(z)
 adapter where it is made or loaded; the shelf, which imports no PEFT, holds its parts.
 """
 
+import threading
+
 import torch
 from torch import nn
 
@@ -32,13 +34,26 @@ class LayerGates:
     What a decoder layer tells the LoRA in it: the gates of the batch, while the layer runs.
 
     Attributes:
-        values (`torch.Tensor` of shape `(B, G)` or `None`): the gates of all layers. `None`: the adapter as it is.
+        values (`torch.Tensor` of shape `(B, G)` or `None`): the gates of all layers, in this thread. `None`: the adapter as
+            it is.
         is_attached (`bool`): whether there is LoRA in the model that reads them.
     """
 
-    def __init__(self):
-        self.values: torch.Tensor | None = None
-        self.is_attached = False
+    def __init__(self, is_attached: bool = False):
+        self._running = threading.local()  # every thread runs the layer for users of its own
+        self.is_attached = is_attached
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        return getattr(self._running, "values", None)
+
+    @values.setter
+    def values(self, gates: torch.Tensor | None) -> None:
+        self._running.values = gates
+
+    def __reduce__(self) -> tuple:
+        """Copied and pickled without what runs."""
+        return type(self), (self.is_attached,)
 
 
 class DirectionGate:

@@ -18,11 +18,11 @@ class NPDPOConfig(ContextConfigMixin, DPOConfig):
 
     Args:
         np_learning_rate (`float`, *optional*, defaults to `1e-3`):
-            Initial learning rate of the context encoder and of FiLM. `learning_rate` is that of the language model.
+            Initial learning rate of the context encoder and of the map from the latent to FiLM or gates. `learning_rate` is that of the language model.
         context_encoder_path (`str`, *optional*):
             A saved [`NPRewardModel`] or policy whose context encoder is the starting point.
         film_kwargs (`dict`, *optional*):
-            Fields of [`FiLMConfigMixin`] to set when `model` is a path, such as `{"film_site": "attention"}`.
+            Fields of [`FiLMConfigMixin`] to set when `model` is a path, such as `{"film_site": "lora"}`.
         embed_batch_size (`int`, *optional*, defaults to `64`):
             Options that the trunk embeds at once, when the dataset has no embedding columns.
     """

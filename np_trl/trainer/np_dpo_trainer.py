@@ -224,6 +224,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             "moved_base": public_name(base_name) if self.hub_model_id and Path(base_name).is_dir() else None,
             "base_revision": self._base_revision,
             "context_source": base.config.context_source,
+            "film_site": base.config.film_site,
             "embed_size": base.config.context_config.embed_size,
             "conversational": is_text and isinstance(self.train_dataset[0]["prompt"], list),
         }

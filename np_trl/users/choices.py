@@ -5,21 +5,19 @@ import json
 
 import torch
 
-from np_trl.models.pairs import SIDES, check_pairs
-
-
-EMBEDS = [f"{side}_embeds" for side in SIDES]
+from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
+from np_trl.models.pairs import SIDES, check_pairs, empty_context
 
 
 def key_of(pair: dict) -> str:
-    """What a choice is known by: a hash of its texts, or of its embeddings."""
-    names = SIDES if set(SIDES) <= pair.keys() else EMBEDS
+    """What a choice is known by: a hash of its texts, or of its embeddings and the ids of its options."""
+    names = SIDES if set(SIDES) <= pair.keys() else (*EMBED_COLUMNS, *(name for name in ID_COLUMNS if name in pair))
     parts = {name: pair.get(name) for name in ("prompt", *names)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_to_list).encode()).hexdigest()[:16]
 
 
 def reverse(pair: dict) -> dict:
-    """The opposite choice: chosen and rejected change places, with all that is known of them."""
+    """The opposite choice: chosen and rejected change places, and the columns whose names begin with either."""
     names = {"chosen": "rejected", "rejected": "chosen"}
     swapped = {}
     for name, value in pair.items():
@@ -50,13 +48,13 @@ def read_choices(model, tokenizer, pairs: list[dict], batch_size: int = 32) -> d
     Raises:
         `ValueError`: if a pair lacks a part, or an embedding is not of size E or not finite.
     """
-    if not set(EMBEDS) <= pairs[0].keys():
+    if not set(EMBED_COLUMNS) <= pairs[0].keys():
         arguments = [] if tokenizer is None else [tokenizer]
         batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
         return join_contexts([model.read_pairs(batch, *arguments) for batch in batches], model.device)
-    check_pairs(pairs, EMBEDS)
+    check_pairs(pairs, EMBED_COLUMNS)
     embed_size, columns = model.config.context_config.embed_size, []
-    for name in EMBEDS:
+    for name in EMBED_COLUMNS:
         embeds = [torch.as_tensor(pair[name], dtype=torch.float32) for pair in pairs]
         for values in embeds:
             if values.shape != (embed_size,) or not values.isfinite().all():
@@ -69,7 +67,7 @@ def read_choices(model, tokenizer, pairs: list[dict], batch_size: int = 32) -> d
         "context_embeds": torch.stack(columns, dim=1).unsqueeze(0),  # (1, C, 2, E)
         "context_mask": torch.ones(1, len(pairs), dtype=torch.bool),
     }
-    if hasattr(model.config, "option_ids"):  # a reward model, which may know options by a number
+    if _numbers_options(model):
         options = [
             {"option_id": pair.get(f"{side}_option_id"), "completion": pair.get(side, "")}
             for pair in pairs
@@ -79,9 +77,23 @@ def read_choices(model, tokenizer, pairs: list[dict], batch_size: int = 32) -> d
     return {name: values.to(model.device) for name, values in context.items()}
 
 
+def no_choices(model) -> dict[str, torch.Tensor]:
+    """The context set of a user without choices: the arguments of the model's `infer_latents`."""
+    context = empty_context(model.config.context_config.embed_size, model.device)
+    if _numbers_options(model):
+        mask = context["context_mask"]
+        context["context_option_ids"] = torch.zeros(*mask.shape, len(SIDES), dtype=torch.long, device=mask.device)
+    return context
+
+
 def join_contexts(contexts: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
     """Join context sets of the same users, in order, along their pairs."""
     return {name: torch.cat([context[name].to(device) for context in contexts], dim=1) for name in contexts[0]}
+
+
+def _numbers_options(model) -> bool:
+    """Whether this is a reward model, which may know options by a number."""
+    return hasattr(model.config, "option_ids")
 
 
 def _to_list(value) -> list:

@@ -64,7 +64,7 @@ def export_model(policy: PreTrainedModel | PeftModel, user, path: str | Path, to
         copied = copy.deepcopy(policy)
         if site == "lora":
             for _, output, gate in _gated_layers(copied):
-                output.weight.mul_(film[:, gate.part])
+                output.weight.mul_(film[:, gate.part].to(output.weight.device))
         if isinstance(copied, PeftModel):
             copied = copied.base_model.merge_and_unload()
         if site == "attention":
@@ -123,7 +123,7 @@ def _save_adapter(policy: PeftModel, user, path: Path) -> None:
     state = get_peft_model_state_dict(policy, adapter_name=adapter, save_embedding_layers=False)
     state = {name: weight for name, weight in state.items() if not _is_ours(name)}
     for name, output, gate in layers:
-        state[f"{name}.lora_B.weight"] = output.weight * film[:, gate.part].to(output.weight.dtype)  # (out, r)
+        state[f"{name}.lora_B.weight"] = output.weight * film[:, gate.part].to(output.weight)  # (out, r)
     config = copy.deepcopy(policy.peft_config[adapter])
     config.modules_to_save = [name for name in config.modules_to_save if name not in NP_MODULES] or None
     config.inference_mode = True
@@ -176,6 +176,7 @@ def _fold_attention(model: PreTrainedModel, film: torch.Tensor) -> None:
             if projection.bias is None:
                 projection.bias = nn.Parameter(projection.weight.new_zeros(projection.out_features))
         output = attention.o_proj
+        scale, shift = scale.to(output.weight.device), shift.to(output.weight.device)
         output.weight.mul_(scale.unsqueeze(1))
         output.bias.mul_(scale).add_(shift)
 
@@ -198,7 +199,7 @@ def _to_plain(model: PreTrainedModel) -> PreTrainedModel:
 def _whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to write to, which gets its name when it is complete and is gone if it never is."""
     path = Path(path)
-    if path.exists() and any(path.iterdir()):
+    if path.is_file() or path.exists() and any(path.iterdir()):
         raise FileExistsError(f"There is something in {str(path)!r}. Name another folder, or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}_") as parent:

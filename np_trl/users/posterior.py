@@ -38,10 +38,11 @@ def sample_latents(
         `torch.Tensor` of shape `(S, Z)`.
 
     Raises:
-        `ValueError`: if latents are points and there is no pool, or the user was asked all of it.
+        `ValueError`: if latents are points and there is no pool, or the user was asked all of it, or a number is below 1.
     """
     model, generator = user.model, torch.Generator().manual_seed(seed)
-    if model.config.context_config.latent_distribution == "gaussian":
+    check_at_least(1, num_samples=num_samples, num_imagined=num_imagined)
+    if is_gaussian(model):
         mean, std = model.infer_moments(**user.context_set)
         return mean + std * torch.randn(num_samples, mean.shape[1], generator=generator).to(std)
     if pool is None:
@@ -61,3 +62,20 @@ def sample_latents(
         context = join_contexts([context, pool.answers(asked, chosen)], model.device)
         latents = model.infer_latents(**context)
     return latents
+
+
+def is_gaussian(model) -> bool:
+    """Whether a model infers a normal distribution of a user's latent, rather than a point."""
+    return model.config.context_config.latent_distribution == "gaussian"
+
+
+def check_at_least(smallest: int, **numbers: int) -> None:
+    """
+    Check numbers, given by name.
+
+    Raises:
+        `ValueError`: if one is too small.
+    """
+    for name, number in numbers.items():
+        if number < smallest:
+            raise ValueError(f"`{name}={number}` must be at least {smallest}. Raise it.")

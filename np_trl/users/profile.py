@@ -1,16 +1,16 @@
 """A user: choices that can be added and forgotten, and the latent that a model infers from them."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from np_trl.models.pairs import empty_context
-from np_trl.users.choices import join_contexts, key_of, read_choices
+from np_trl.users.choices import join_contexts, key_of, no_choices, read_choices
 from np_trl.users.fingerprint import check_fingerprint, fingerprint
-from np_trl.users.posterior import sample_latents
+from np_trl.users.posterior import check_at_least, is_gaussian, sample_latents
 
 
 # where a file says what it holds
@@ -26,12 +26,14 @@ class UserProfile:
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A policy or a reward model.
+            A policy or a reward model, in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer of a policy that embeds options with its trunk.
+        pairs (`list[dict]`, *optional*):
+            Choices to start with, as [`UserProfile.add`] takes them.
 
     Raises:
-        `ValueError`: if the model knows no users.
+        `ValueError`: if the model knows no users, or as [`UserProfile.add`].
 
     Example:
     ```python
@@ -42,13 +44,14 @@ class UserProfile:
     ```
     """
 
-    def __init__(self, model, tokenizer=None):
+    def __init__(self, model, tokenizer=None, pairs: Iterable[dict] = ()):
         if not getattr(model.config, "conditional", True):
             raise ValueError(
                 "This model has `conditional=False`: it knows no users, so there can be no profile of one."
             )
         self.model, self.tokenizer = model, tokenizer
         self._choices: list[tuple[str, dict[str, torch.Tensor]]] = []  # the key of a pair, and its context set
+        self.add(*pairs)
 
     def __len__(self) -> int:
         """Number of choices."""
@@ -140,7 +143,7 @@ class UserProfile:
     def context_set(self) -> dict[str, torch.Tensor]:
         """The choices as the arguments of the model's `infer_latents`, with `context_embeds` of shape `(1, C, 2, E)`."""
         if not self._choices:
-            return empty_context(self.model.config.context_config.embed_size, self.model.device)
+            return no_choices(self.model)
         return join_contexts([context for _, context in self._choices], self.model.device)
 
     @torch.no_grad()
@@ -160,8 +163,9 @@ class UserProfile:
         Raises:
             `ValueError`: as [`sample_latents`].
         """
-        if self.model.config.context_config.latent_distribution == "gaussian":
+        if is_gaussian(self.model):
             return self.model.infer_moments(**self.context_set)[1]
+        check_at_least(2, num_samples=num_samples)
         return sample_latents(self, num_samples, pool, seed=seed).std(dim=0, keepdim=True)
 
     def save(self, path: str | Path) -> None:

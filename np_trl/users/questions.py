@@ -26,7 +26,7 @@ class QuestionPool:
         pairs (`list[dict]`):
             Pairs as [`UserProfile.add`] takes them. Which option is called `chosen` does not matter. A policy needs texts.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A policy or a reward model.
+            A policy or a reward model, in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer of a policy.
 
@@ -159,5 +159,8 @@ def as_pool(pool, user) -> QuestionPool:
     if not isinstance(pool, QuestionPool):
         return QuestionPool(pool, user.model, user.tokenizer)
     if pool.model is not user.model:
-        raise ValueError("The pool was read by another model than the user's. Make it with `user.model`.")
+        names = pool.model.config.name_or_path, user.model.config.name_or_path
+        raise ValueError(
+            f"The pool was read by another model ({names[0]!r}) than the user's ({names[1]!r}). Make it with `user.model`."
+        )
     return pool

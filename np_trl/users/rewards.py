@@ -48,6 +48,8 @@ def best_of_n(reward_model, prompts: list[Text], candidates: list[list[Text]], u
         _check_user(users[row], reward_model, f"`users[{row}]`")
         options += [{"prompt": prompts[row], "completion": text} for text in texts]
         users_of_options += [users[row]] * len(texts)
+    if not prompts:
+        return []
     rewards = _score(reward_model, options, users_of_options)  # (N,)
     of_prompts = rewards.split([len(texts) for texts in candidates])
     return [texts[int(scores.argmax())] for texts, scores in zip(candidates, of_prompts, strict=True)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from np_trl.users.posterior import sample_latents
+from np_trl.users.posterior import check_at_least, sample_latents
 from np_trl.users.questions import QuestionPool, as_pool
 
 
@@ -35,13 +35,14 @@ def select_pairs(
             Number of questions, to be asked at once.
         num_samples (`int`, *optional*, defaults to `64`), num_imagined (`int`, *optional*, defaults to `10`), seed (`int`,
             *optional*, defaults to `0`):
-            Those of [`sample_latents`], which draws the latents that are still possible.
+            Those of [`sample_latents`], which draws the latents that are still possible. A policy of P open pairs reads
+            about `2 * num_samples * (P + num_imagined)` sequences: lower `num_samples` or the pool for a large one.
 
     Returns:
         `list[int]`: positions in the pool, the most telling first.
 
     Raises:
-        `ValueError`: if there are fewer than `n` pairs that the user was not asked.
+        `ValueError`: if there are fewer than `n` pairs that the user was not asked, or a number is too small.
 
     Example:
     ```python
@@ -57,9 +58,10 @@ def select_pairs(
             f"`n={n}`, but {len(unanswered)} of the {len(pool)} pairs of the pool are open to this user. Choose `n` between "
             "1 and that, or pass a larger pool."
         )
+    check_at_least(2, num_samples=num_samples)
     latents = sample_latents(user, num_samples, pool, num_imagined, seed)  # (S, Z)
     probs = pool.cross_logits(latents, torch.tensor(unanswered)).sigmoid()  # (S, P)
-    selected = most_telling(probs.double().cpu(), n, torch.Generator().manual_seed(seed))
+    selected = most_telling(probs.cpu().double(), n, torch.Generator().manual_seed(seed))
     return [unanswered[number] for number in selected]
 
 
