@@ -6,7 +6,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from np_trl import NPDPOTrainer, UserProfile, load_policy
+from np_trl import NPDPOTrainer, UserProfile, load_policy, select_pairs
 from np_trl.users.fingerprint import fingerprint
 
 from .test_text_context import PAIRS
@@ -173,5 +173,7 @@ def test_an_adapter_and_the_policy_it_is_merged_into_share_profiles(tmp_path):
         policy = load(str(tmp_path / folder))
         again = UserProfile.load(tmp_path / "ada.safetensors", policy.eval(), tiny_tokenizer())
         torch.testing.assert_close(again.latents, latents)
+        (number,) = select_pairs([*PAIRS, *MORE], again, num_samples=4)
+        assert number in (2, 3)  # of those that are new to it
     expected = fingerprint(policy)
     assert fingerprint(policy.bfloat16()) == expected
