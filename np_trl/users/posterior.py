@@ -19,8 +19,7 @@ def sample_latents(
 
     A normal latent is drawn from its moments. Latents that are points are those of an ensemble of drawn context sets: the
     user is asked questions of the pool in thought, answers each as the model predicts from all answers before it, and the
-    latent is inferred from the choices and these answers. What the model knows of the user without them limits how far
-    they go apart (a martingale posterior: Fong, Holmes and Walker, 2023).
+    latent is inferred from the choices and these answers (a martingale posterior: Fong, Holmes and Walker, 2023).
 
     Args:
         user ([`UserProfile`]):
