@@ -29,7 +29,8 @@ def sample_latents(
         pool ([`QuestionPool`] or `list[dict]`, *optional*):
             Questions of which each draw answers some in thought. Not needed, and not used, for normal latents.
         num_imagined (`int`, *optional*, defaults to `10`):
-            Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer.
+            Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer. Together
+            with the choices they should not be far more than the contexts of training; for policies fewer serve better.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 
