@@ -46,9 +46,6 @@ class ScriptArguments(FigureArguments, PreferenceArguments):
     num_questions: int = field(default=10, metadata={"help": "Number of questions that a user is asked."})
     num_users: int = field(default=200, metadata={"help": "Number of new users of each run."})
     num_open: int = field(default=50, metadata={"help": "Largest number of questions to choose from."})
-    disjoint_prompts: bool = field(
-        default=False, metadata={"help": "Whether no target shares its prompt with a question."}
-    )
 
     def draw(self, seed: int) -> tuple[Dataset, Dataset]:
         """Draw or load training users and new users."""
@@ -116,7 +113,7 @@ def run(script_args: ScriptArguments, training_args: NPRewardConfig, model_args:
     known = {way: [] for way in WAYS}
     for number in rng.permutation(len(users)):
         rows = eval_dataset.select(users.of_user(number)).to_list()
-        questions, targets = split(rows, script_args.num_open, script_args.disjoint_prompts, rng)
+        questions, targets = split(rows, script_args.num_open, training_args.eval_disjoint_prompts, rng)
         if len(questions) <= script_args.num_questions or not targets:
             continue
         questions, targets = QuestionPool(questions, model), QuestionPool(targets, model)

@@ -30,7 +30,7 @@ def sample_latents(
             Questions of which each draw answers some in thought. Not needed, and not used, for normal latents.
         num_imagined (`int`, *optional*, defaults to `10`):
             Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer. Together
-            with the choices they should not be far more than the contexts of training; for policies fewer serve better.
+            with the choices they should not be far more than the contexts of training.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 

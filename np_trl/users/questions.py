@@ -55,7 +55,8 @@ class QuestionPool:
 
     def unanswered(self, user) -> list[int]:
         """Return the numbers of the pairs that a user ([`UserProfile`]) has not been asked."""
-        return [number for number, keys in enumerate(self._keys) if keys.isdisjoint(user.keys)]
+        answered = set(user.keys)
+        return [number for number, keys in enumerate(self._keys) if keys.isdisjoint(answered)]
 
     @torch.no_grad()
     def logits(self, latents: torch.Tensor, numbers: torch.LongTensor) -> torch.Tensor:
