@@ -142,3 +142,22 @@ def test_without_a_split_a_tenth_of_the_prompts_is_kept_for_evaluation(monkeypat
     assert len(train) + len(evaluation) == 800
     assert not set(train["prompt"]) & set(evaluation["prompt"])
     assert abs(len(evaluation) / 800 - 0.1) < 0.06  # four standard errors
+
+
+def test_next_question_asks_by_both_ways_and_predicts_other_pairs(draw):
+    sizes = "--figure next_question --num_users 6 --num_open 8 --num_questions 2".split()
+    numbers = draw("next_question", *sizes, "--dataset_name", "example_4_3", "--max_steps", 60)
+    assert numbers["num_users"] == 6
+    assert numbers["chosen_n2_user_error"] <= numbers["chosen_n0_user_error"]
+    for n in range(3):
+        gain = numbers[f"chosen_n{n}_accuracy"] - numbers[f"random_n{n}_accuracy"]
+        assert numbers[f"gain_n{n}_accuracy"] == pytest.approx(gain)
+    assert numbers["gain_n0_accuracy"] == 0
+    split = runpy.run_path(str(FOLDER / "next_question.py"))["split"]
+    rows = [{"prompt": f"prompt {number % 10}", "number": number} for number in range(40)]
+    for disjoint in (False, True):
+        questions, targets = split(rows, 12, disjoint, np.random.default_rng(0))
+        assert (len(questions), len(targets)) == (12, 20)
+        assert not {row["number"] for row in questions} & {row["number"] for row in targets}
+        shared = {row["prompt"] for row in questions} & {row["prompt"] for row in targets}
+        assert bool(shared) != disjoint
