@@ -102,10 +102,11 @@ def test_the_answers_of_a_batch_find_a_user(two_kinds):
 
 
 def test_which_option_is_called_chosen_gives_nothing_away(two_kinds):
-    (asked,) = pairs_of(1, 30, 0.7, seed=5)
-    swapped = [reverse(pair) if number % 2 else pair for number, pair in enumerate(asked)]
-    user = profile(two_kinds, None, asked[0])
-    assert select_pairs(swapped, user) == select_pairs(asked, user)
+    for asked in pairs_of(10, 30, 0.7, seed=5):
+        swapped = [reverse(pair) if number % 2 else pair for number, pair in enumerate(asked)]
+        user = profile(two_kinds, None, asked[0])
+        torch.testing.assert_close(sample_latents(user, 16, swapped), sample_latents(user, 16, asked))
+        assert select_pairs(swapped, user, n=3) == select_pairs(asked, user, n=3)
     pool = QuestionPool([asked[1], reverse(asked[1])], two_kinds)
     first, second = pool.cross_logits(user.latents, torch.arange(2))[0]
     torch.testing.assert_close(first, -second)

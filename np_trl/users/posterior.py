@@ -58,8 +58,7 @@ def sample_latents(
     context = {name: values.expand(num_samples, *values.shape[1:]) for name, values in user.context_set.items()}
     latents = user.latents.expand(num_samples, -1)
     for asked in numbers.unbind(dim=1):
-        chosen = torch.rand(num_samples, generator=generator) < pool.logits(latents, asked).sigmoid().cpu()
-        context = join_contexts([context, pool.answers(asked, chosen)], model.device)
+        context = join_contexts([context, pool.draw_answers(latents, asked, generator)], model.device)
         latents = model.infer_latents(**context)
     return latents
 

@@ -39,7 +39,8 @@ class QuestionPool:
         if not self.pairs:
             raise ValueError("The pool is empty. Pass at least one pair.")
         self.context = read_choices(model, tokenizer, self.pairs)  # (1, P, 2, E)
-        self._keys = [{key_of(pair), key_of(reverse(pair))} for pair in self.pairs]
+        self._keys = [(key_of(pair), key_of(reverse(pair))) for pair in self.pairs]
+        self._in_order = torch.tensor([chosen <= rejected for chosen, rejected in self._keys])  # (P,)
         self._is_policy = not hasattr(model, "choice_logits")
         if self._is_policy:
             check_pairs(self.pairs, ("prompt", *SIDES))
@@ -56,7 +57,7 @@ class QuestionPool:
     def unanswered(self, user) -> list[int]:
         """Return the numbers of the pairs that a user ([`UserProfile`]) has not been asked."""
         answered = set(user.keys)
-        return [number for number, keys in enumerate(self._keys) if keys.isdisjoint(answered)]
+        return [number for number, keys in enumerate(self._keys) if answered.isdisjoint(keys)]
 
     @torch.no_grad()
     def logits(self, latents: torch.Tensor, numbers: torch.LongTensor) -> torch.Tensor:
@@ -98,6 +99,25 @@ class QuestionPool:
             return self.logits(rows, numbers.repeat(len(latents))).view(len(latents), len(numbers))
         # one user a sample of latents: options are encoded once
         return self._score(numbers, latents.unsqueeze(1), numbers.new_zeros(2 * len(numbers)))
+
+    def draw_answers(
+        self, latents: torch.Tensor, numbers: torch.LongTensor, generator: torch.Generator | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        Draw what users may answer to one question each.
+
+        Args:
+            latents (`torch.Tensor` of shape `(N, Z)`), numbers (`torch.LongTensor` of shape `(N,)`):
+                Those of [`~QuestionPool.logits`].
+            generator (`torch.Generator`, *optional*):
+                Draws. The option that a draw prefers is the same, whichever is called `chosen`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: those of [`~QuestionPool.answers`].
+        """
+        draws = torch.rand(len(numbers), generator=generator)
+        draws = torch.where(self._in_order[numbers], draws, 1 - draws)
+        return self.answers(numbers, draws < self.logits(latents, numbers).sigmoid().cpu())
 
     def answers(self, numbers: torch.LongTensor, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
         """

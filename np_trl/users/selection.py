@@ -60,8 +60,8 @@ def select_pairs(
         )
     check_at_least(2, num_samples=num_samples)
     latents = sample_latents(user, num_samples, pool, num_imagined, seed)  # (S, Z)
-    probs = pool.cross_logits(latents, torch.tensor(unanswered)).sigmoid()  # (S, P)
-    selected = most_telling(probs.cpu().double(), n, torch.Generator().manual_seed(seed))
+    probs = pool.cross_logits(latents, torch.tensor(unanswered)).cpu().double().sigmoid()  # (S, P)
+    selected = most_telling(probs, n, torch.Generator().manual_seed(seed))
     return [unanswered[number] for number in selected]
 
 
