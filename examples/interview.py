@@ -1,6 +1,7 @@
 """What a visitor is asked, shown and written: the page of `app.py` without its layout."""
 
 import unicodedata
+import zlib
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
@@ -191,7 +192,8 @@ class Interview:
         with self.lock:
             users = self.readers(visit)
             inputs = {name: values.expand(len(users), -1).to(self.policy.device) for name, values in inputs.items()}
-            torch.manual_seed(self.args.seed)  # the same choices, the same answers
+            # the same choices and prompt, the same answers; another prompt, other draws
+            torch.manual_seed(self.args.seed + zlib.crc32(prompt.strip().encode()))
             outputs = self.policy.generate(**inputs, users=users, **SAMPLING, max_new_tokens=self.args.max_new_tokens)
         written = outputs[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]

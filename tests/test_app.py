@@ -324,9 +324,12 @@ def test_after_ten_choices_the_answers_have_changed_towards_the_chooser(browser,
         assert f"Question {number + 1} of 10" in page.text
         page.choose(style)
     assert "You answered 10." in page.text and not page.find("button.answer")
-    answers = []
-    for prompt in trained.prompts():
-        page.press(page.button(prompt))
+    answers, shown = [], trained.prompts()
+    for prompt in trained.prompts(16):
+        if prompt in shown:
+            page.press(page.button(prompt))
+        else:
+            page.type(prompt)
         answers.append(page.written)
     you, opposite, nobody = (agreement(style, texts) for texts in zip(*answers, strict=True))
     assert you > 0.5 and you > nobody + 0.25 and opposite < nobody
