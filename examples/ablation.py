@@ -15,13 +15,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+from trl import TrlParser
 
-sys.path.append(sys.path.pop(0))  # this folder last: its evaluate.py would hide the library `evaluate`
-
-import yaml  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl.metrics.report import save_report, summarize_runs  # noqa: E402
+from np_trl.metrics.report import save_report, summarize_runs
 
 
 HERE = Path(__file__).resolve().parent

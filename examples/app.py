@@ -15,23 +15,19 @@ python examples/app.py --model user/np_dpo_style --dataset users.parquet
 ```
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerate import PartialState
+from interview import Interview, InterviewArguments
+from page import InterviewPage
+from population import Population
+from transformers import AutoTokenizer
+from transformers.hf_argparser import HfArg
+from trl import TrlParser
 
-sys.path.append(sys.path.pop(0))  # this folder last: its evaluate.py would hide the library `evaluate`
-
-from accelerate import PartialState  # noqa: E402
-from interview import Interview, InterviewArguments  # noqa: E402
-from page import InterviewPage  # noqa: E402
-from population import Population  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
-from transformers.hf_argparser import HfArg  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import load_policy  # noqa: E402
-from np_trl.data.loading import load_preferences  # noqa: E402
+from np_trl import load_policy
+from np_trl.data.loading import load_preferences
 
 
 @dataclass

@@ -21,25 +21,21 @@ The rows of the table:
 """
 
 import dataclasses
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from baseline_models import PopulationScore, empirical_bayes, from_scratch, linear_features
+from datasets import Dataset
+from transformers import PreTrainedModel, set_seed
+from trl import TrlParser
 
-sys.path.append(sys.path.pop(0))  # this folder last: its evaluate.py would hide the library `evaluate`
-
-import torch  # noqa: E402
-from baseline_models import PopulationScore, empirical_bayes, from_scratch, linear_features  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from transformers import PreTrainedModel, set_seed  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import NPRewardConfig, NPRewardModelConfig, NPRewardTrainer, RewardModelArguments  # noqa: E402
-from np_trl.data.embeddings import add_option_ids  # noqa: E402
-from np_trl.data.loading import PreferenceArguments  # noqa: E402
-from np_trl.data.preference_rows import option_ids  # noqa: E402
-from np_trl.metrics.report import save_report, summarize_runs  # noqa: E402
+from np_trl import NPRewardConfig, NPRewardModelConfig, NPRewardTrainer, RewardModelArguments
+from np_trl.data.embeddings import add_option_ids
+from np_trl.data.loading import PreferenceArguments
+from np_trl.data.preference_rows import option_ids
+from np_trl.metrics.report import save_report, summarize_runs
 
 
 # one number is trained: the variance of the prior

@@ -11,17 +11,13 @@ python examples/best_of_n.py \
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import NPRewardModel, UserProfile, best_of_n  # noqa: E402
+from np_trl import NPRewardModel, UserProfile, best_of_n
 
 
 @dataclass

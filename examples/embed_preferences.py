@@ -34,26 +34,22 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from tqdm.auto import tqdm
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import torch  # noqa: E402
-from accelerate import PartialState  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from tqdm.auto import tqdm  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import TextEmbedder  # noqa: E402
-from np_trl.data.embeddings import option_text, options_of, text_id  # noqa: E402
-from np_trl.data.loading import load_preferences  # noqa: E402
+from np_trl import TextEmbedder
+from np_trl.data.embeddings import option_text, options_of, text_id
+from np_trl.data.loading import load_preferences
 
 
 @dataclass

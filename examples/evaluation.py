@@ -1,4 +1,4 @@
-"""Saved models and the users they are evaluated on: what `evaluate.py` and the figures of policies share."""
+"""Saved models and the users they are evaluated on: what `evaluate_model.py` and the figures of policies share."""
 
 from dataclasses import dataclass, field
 

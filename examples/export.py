@@ -18,17 +18,13 @@ python examples/export.py --model_name_or_path runs/np_dpo_style_lora --form mod
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import AutoTokenizer
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-from transformers import AutoTokenizer  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import UserProfile, export_adapter, export_model, load_policy  # noqa: E402
+from np_trl import UserProfile, export_adapter, export_model, load_policy
 
 
 FORMS = ("adapter", "model")

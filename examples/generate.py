@@ -7,16 +7,12 @@ python examples/generate.py --model_name_or_path runs/np_dpo_style/merged --user
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 
+from transformers import AutoTokenizer, set_seed
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-from transformers import AutoTokenizer, set_seed  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import load_policy  # noqa: E402
+from np_trl import load_policy
 
 
 @dataclass

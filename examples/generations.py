@@ -179,7 +179,7 @@ def reference_policy(trainer: NPDPOTrainer) -> Iterator[nn.Module]:
     else:
         raise ValueError(
             "The reference policy of this run is gone: its log-probs were computed before training. Evaluate the saved policy "
-            "with `examples/evaluate.py --ref_model_name_or_path`, or train without `precompute_ref_log_probs`."
+            "with `examples/evaluate_model.py --ref_model_name_or_path`, or train without `precompute_ref_log_probs`."
         )
 
 

@@ -29,18 +29,15 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
+import torch
+from datasets import Dataset
+from generations import share_grammatical, style_judge, write
+from np_dpo import keep_here
+from transformers import set_seed
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-sys.path.append(sys.path.pop(0))  # this folder last: its evaluate.py would hide the library `evaluate`
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from generations import share_grammatical, style_judge, write  # noqa: E402
-from np_dpo import keep_here  # noqa: E402
-from transformers import set_seed  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config  # noqa: E402
-
-from np_trl import (  # noqa: E402
+from np_trl import (
     NPRewardConfig,
     NPRewardModel,
     NPRewardTrainer,
@@ -50,9 +47,9 @@ from np_trl import (  # noqa: E402
     UserReward,
     best_of_n,
 )
-from np_trl.data import PreferenceRows, style_population  # noqa: E402
-from np_trl.data.loading import load_preferences  # noqa: E402
-from np_trl.data.style_population import STYLES, split_prompts  # noqa: E402
+from np_trl.data import PreferenceRows, style_population
+from np_trl.data.loading import load_preferences
+from np_trl.data.style_population import STYLES, split_prompts
 
 
 HERE = Path(__file__).resolve().parent

@@ -33,21 +33,18 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from datasets import Dataset
+from dpo_baselines import BASELINES, DPOBaselines
+from generations import Generations, share_grammatical, style_judge
+from transformers import AutoConfig, AutoTokenizer, set_seed
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-sys.path.append(sys.path.pop(0))  # this folder last: its evaluate.py would hide the library `evaluate`
-
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from dpo_baselines import BASELINES, DPOBaselines  # noqa: E402
-from generations import Generations, share_grammatical, style_judge  # noqa: E402
-from transformers import AutoConfig, AutoTokenizer, set_seed  # noqa: E402
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config  # noqa: E402
-
-from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer  # noqa: E402
-from np_trl.data import style_bayes_accuracy, style_population  # noqa: E402
-from np_trl.data.loading import PreferenceArguments  # noqa: E402
-from np_trl.data.preference_rows import EMBED_COLUMNS  # noqa: E402
-from np_trl.data.style_population import STYLES, split_prompts  # noqa: E402
+from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer
+from np_trl.data import style_bayes_accuracy, style_population
+from np_trl.data.loading import PreferenceArguments
+from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.style_population import STYLES, split_prompts
 
 
 HERE = Path(__file__).resolve().parent

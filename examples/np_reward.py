@@ -26,17 +26,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from transformers import set_seed
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-import torch  # noqa: E402
-from transformers import set_seed  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments  # noqa: E402
-from np_trl.data.embeddings import add_option_ids  # noqa: E402
-from np_trl.data.loading import PreferenceArguments  # noqa: E402
-from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population  # noqa: E402
+from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments
+from np_trl.data.embeddings import add_option_ids
+from np_trl.data.loading import PreferenceArguments
+from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population
 
 
 EXAMPLE = "example_4_1"

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
-import gradio as gr  # noqa: E402
-from interview import Interview, Refusal, Visit  # noqa: E402
+import gradio as gr
+from interview import Interview, Refusal, Visit
 
-from np_trl.data.embeddings import plain_text  # noqa: E402
-from np_trl.models.pairs import SIDES  # noqa: E402
+from np_trl.data.embeddings import plain_text
+from np_trl.models.pairs import SIDES
 
 
 READERS = ("For you", "For your opposite", "For nobody")

@@ -26,20 +26,16 @@ Then embed the texts with `embed_preferences.py`.
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 
+from datasets import Dataset, concatenate_datasets
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-from datasets import Dataset, concatenate_datasets  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl.data.loading import SPLITS, load_preferences, save_splits, split_by_hash  # noqa: E402
-from np_trl.data.personal_llm import personal_llm_items, reward_models  # noqa: E402
-from np_trl.data.prism import prism_preferences  # noqa: E402
-from np_trl.data.simulated_users import draw_mixtures, simulate_splits  # noqa: E402
-from np_trl.data.ultrafeedback_p import ultrafeedback_p_preferences  # noqa: E402
+from np_trl.data.loading import SPLITS, load_preferences, save_splits, split_by_hash
+from np_trl.data.personal_llm import personal_llm_items, reward_models
+from np_trl.data.prism import prism_preferences
+from np_trl.data.simulated_users import draw_mixtures, simulate_splits
+from np_trl.data.ultrafeedback_p import ultrafeedback_p_preferences
 
 
 HUB_NAMES = {"prism": "HannahRoseKirk/prism-alignment", "personal_llm": "namkoong-lab/PersonalLLM"}

@@ -42,18 +42,14 @@ Then embed the texts with `embed_preferences.py`.
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 
+import numpy as np
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-import numpy as np  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl.data.loading import SPLITS, load_preferences, save_splits  # noqa: E402
-from np_trl.data.simulated_users import draw_mixtures, simulate_splits  # noqa: E402
-from np_trl.data.ultrafeedback import ultrafeedback_items  # noqa: E402
+from np_trl.data.loading import SPLITS, load_preferences, save_splits
+from np_trl.data.simulated_users import draw_mixtures, simulate_splits
+from np_trl.data.ultrafeedback import ultrafeedback_items
 
 
 MIXTURE_PAIRS = 40  # of each training user

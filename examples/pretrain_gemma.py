@@ -18,23 +18,19 @@ python examples/pretrain_gemma.py \
 ```
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast, set_seed
+from trl import SFTConfig, SFTTrainer, TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from datasets import Dataset, concatenate_datasets  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
-from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast, set_seed  # noqa: E402
-from trl import SFTConfig, SFTTrainer, TrlParser  # noqa: E402
-
-from np_trl.data.loading import load_preferences  # noqa: E402
-from np_trl.data.style_grammar import write_answer  # noqa: E402
-from np_trl.data.style_population import STYLES, split_prompts  # noqa: E402
+from np_trl.data.loading import load_preferences
+from np_trl.data.style_grammar import write_answer
+from np_trl.data.style_population import STYLES, split_prompts
 
 
 EXAMPLE = "style_population"

@@ -12,15 +12,11 @@ python examples/score.py \
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-from trl import TrlParser  # noqa: E402
-
-from np_trl import NPRewardModel  # noqa: E402
+from np_trl import NPRewardModel
 
 
 @dataclass

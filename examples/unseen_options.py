@@ -8,24 +8,20 @@ python examples/unseen_options.py --config examples/configs/np_reward_jester.yam
 """
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import set_seed
+from trl import TrlParser
 
-sys.path.pop(0)  # this folder: its evaluate.py would hide the library `evaluate`
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from transformers import set_seed  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments  # noqa: E402
-from np_trl.data.embeddings import add_option_ids  # noqa: E402
-from np_trl.data.loading import PreferenceArguments  # noqa: E402
-from np_trl.data.preference_rows import ID_COLUMNS, option_ids  # noqa: E402
-from np_trl.metrics.report import save_report, summarize_runs  # noqa: E402
+from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments
+from np_trl.data.embeddings import add_option_ids
+from np_trl.data.loading import PreferenceArguments
+from np_trl.data.preference_rows import ID_COLUMNS, option_ids
+from np_trl.metrics.report import save_report, summarize_runs
 
 
 @dataclass

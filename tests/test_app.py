@@ -26,17 +26,13 @@ pytest.importorskip("gradio", reason="the page needs the extra `app`")
 pytest.importorskip("sklearn", reason="the page needs the extra `app`")
 webdriver = pytest.importorskip("selenium.webdriver", reason="a browser is driven by selenium, of the extra `test`")
 
-from gradio_client import Client  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-
-sys.path.insert(0, str(ROOT / "examples"))  # as for a script: app.py moves it to the end
-
 from app import ScriptArguments, load_interview  # noqa: E402
+from gradio_client import Client  # noqa: E402
 from interview import Interview, InterviewArguments, Refusal, Visit  # noqa: E402
 from page import InterviewPage  # noqa: E402
 from population import Population  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 
 pytestmark = pytest.mark.xdist_group("page")  # one policy and one browser for all

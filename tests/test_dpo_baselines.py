@@ -1,20 +1,14 @@
 """The baselines of NP-DPO, which examples/dpo_baselines.py trains."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
+from dpo_baselines import DPOBaselines, _pool, draw_evaluation
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer
 
-from .testing_utils import ROOT, dpo_config, style_rows, tiny_base, tiny_tokenizer
-
-
-sys.path.append(str(ROOT / "examples"))  # last: its evaluate.py would hide the library `evaluate`
-
-from dpo_baselines import DPOBaselines, _pool, draw_evaluation  # noqa: E402
+from .testing_utils import dpo_config, style_rows, tiny_base, tiny_tokenizer
 
 
 @pytest.fixture

@@ -56,9 +56,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture
-def embed(tmp_path, monkeypatch):
+def embed(tmp_path):
     """Embed files with settings, and return the table."""
-    script = load_script("embed_preferences", monkeypatch)
+    script = load_script("embed_preferences")
 
     def run(model: str, *names: str, **settings) -> Dataset:
         file = str(tmp_path / "new" / "embeddings.parquet")

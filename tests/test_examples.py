@@ -62,7 +62,7 @@ def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
     # what an adapter writes, against the mixture's policy, and its latents
     users = ["--dataset_name", merged.parent / "users.parquet", *"--group_column group --num_contexts 0 2".split()]
     judged = ["--num_generations", 1, "--judges", "style", "--opponent", merged.parent / "mixture"]
-    run("evaluate.py", "--model", merged.parent, *users, *judged, "--output_dir", "out", cwd=tmp_path)
+    run("evaluate_model.py", "--model", merged.parent, *users, *judged, "--output_dir", "out", cwd=tmp_path)
     written = results(tmp_path / "out")
     assert 0 <= written["eval_nc2_short_list_casual_sure_win_rate"] <= 1 and written["eval_nc0_kl"] >= 0
     pytest.importorskip("matplotlib")
@@ -115,7 +115,7 @@ def test_a_reward_model_is_trained_and_evaluated_on_files(tmp_path):
     command = (
         "--model_name_or_path reward --dataset_name test.jsonl --output_dir again --seed 42 --num_draws 1".split()
     )
-    run("evaluate.py", *command, cwd=tmp_path)
+    run("evaluate_model.py", *command, cwd=tmp_path)
     assert results(tmp_path / "again")["eval_nc3_accuracy"] == results(tmp_path / "reward")["eval_nc3_accuracy"]
 
 
@@ -139,7 +139,7 @@ def test_a_reward_model_is_trained_and_evaluated_on_texts_with_a_table_of_embedd
     assert results(tmp_path / "reward").keys() >= {"eval_nc5_accuracy", "eval_nc5_shuffled_accuracy"}
     assert not any(key.startswith("eval_nc20") for key in results(tmp_path / "reward"))
     contexts = "--num_contexts 0 1 3 5 --where split=val".split()
-    run("evaluate.py", "--model", "reward", *files, *contexts, "--output_dir", "out", cwd=tmp_path)
+    run("evaluate_model.py", "--model", "reward", *files, *contexts, "--output_dir", "out", cwd=tmp_path)
     metrics = results(tmp_path / "out")
     assert {f"eval_nc{n}_accuracy" for n in (0, 1, 3, 5)} <= metrics.keys()
     assert 0 <= metrics["eval_nc5_shuffled_accuracy"] <= 1
@@ -148,7 +148,6 @@ def test_a_reward_model_is_trained_and_evaluated_on_texts_with_a_table_of_embedd
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (EXAMPLES / "configs").glob("np_reward_*.yaml")))
 def test_every_reward_recipe_is_understood(recipe, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # the script takes its folder out
     script = runpy.run_path(str(EXAMPLES / "np_reward.py"), run_name="np_reward")
     parser = TrlParser((script["ScriptArguments"], NPRewardConfig, RewardModelArguments))
     script_args, training_args, _ = parser.parse_args_and_config(["--config", str(EXAMPLES / "configs" / recipe)])
@@ -231,7 +230,7 @@ def test_a_policy_is_evaluated_against_its_reference(tmp_path):
     users = "--dataset_name test.parquet --num_contexts 0 2 --seed 42 --num_draws 1".split()
     # the adapter knows its base, which is its reference
     for policy in ("--model merged --ref_model_name_or_path base --output_dir a", "--model policy --output_dir b"):
-        run("evaluate.py", *policy.split(), *users, cwd=tmp_path)
+        run("evaluate_model.py", *policy.split(), *users, cwd=tmp_path)
         metrics = results(tmp_path / policy[-1])
         for key in ("eval_nc2_accuracy", "eval_nc2_nll"):
             assert metrics[key] == pytest.approx(expected[key], abs=1e-5)

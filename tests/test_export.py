@@ -266,8 +266,7 @@ def test_what_is_written_is_whole_or_absent(trained, tmp_path):
     export_adapter(policy, {"cleo": USERS[2]}, tmp_path / "adapters")  # a further one
 
 
-def test_the_example_exports_choices_and_profiles(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # the script takes its folder out
+def test_the_example_exports_choices_and_profiles(trained, tmp_path, capsys):
     script = runpy.run_path(str(EXAMPLES / "export.py"), run_name="export")
     folder = trained["lora"].args.output_dir.removesuffix("out") + "adapter"
     policy, tokenizer = load_policy(folder).eval(), tiny_tokenizer()

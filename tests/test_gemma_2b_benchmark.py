@@ -1,19 +1,11 @@
 """The benchmark of gemma-2b, in tiny."""
 
-import sys
-
+import gemma_2b
 import pytest
 import torch
+from dpo_step import build_base, build_rows
+from gemma_2b import SIZES, build, build_lora, find_peak, read_recipe, useful_operations
 from torch.utils.flop_counter import FlopCounterMode
-
-from .testing_utils import ROOT
-
-
-sys.path.append(str(ROOT / "examples" / "benchmarks"))  # last: its names are those of scripts
-
-import gemma_2b  # noqa: E402
-from dpo_step import build_base, build_rows  # noqa: E402
-from gemma_2b import SIZES, build, build_lora, find_peak, read_recipe, useful_operations  # noqa: E402
 
 
 def test_the_benchmark_runs_end_to_end_and_its_shares_agree_with_its_speeds(monkeypatch):

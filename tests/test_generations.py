@@ -1,11 +1,11 @@
 """What policies write, measured by examples/generations.py."""
 
 import runpy
-import sys
 
 import numpy as np
 import pytest
 import torch
+from generations import Generations, describe, reward_judge, style_judge
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardModel, NPRewardModelConfig
@@ -14,11 +14,6 @@ from np_trl.data.style_grammar import write_answer
 from np_trl.data.style_population import split_prompts
 
 from .testing_utils import ROOT, dpo_config, style_rows, tiny_base, tiny_reward_model, tiny_tokenizer
-
-
-sys.path.append(str(ROOT / "examples"))  # last: its evaluate.py would hide the library `evaluate`
-
-from generations import Generations, describe, reward_judge, style_judge  # noqa: E402
 
 
 @pytest.fixture
@@ -122,7 +117,7 @@ def test_judges_are_loaded_from_their_folders_for_their_groups(generations, tmp_
         for parameter in models[name].parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         models[name].save_pretrained(tmp_path / name)
-    script = runpy.run_path(str(ROOT / "examples" / "evaluate.py"), run_name="script")
+    script = runpy.run_path(str(ROOT / "examples" / "evaluate_model.py"), run_name="script")
     dataset = generations.trainer.eval_dataset.remove_columns("group")
     groups = ["ada" if int(user.split("-")[1]) < 8 else "bob" for user in dataset["user_id"]]
     rows = PreferenceRows(dataset.add_column("group", groups))

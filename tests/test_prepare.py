@@ -4,7 +4,6 @@ import logging
 import re
 import runpy
 import shlex
-import sys
 
 import numpy as np
 import pytest
@@ -23,9 +22,8 @@ from .test_ultrafeedback_p import row as ultrafeedback_p_row
 MODES = ("helpfulness", "honesty", "truthfulness")
 
 
-def load_script(name: str, monkeypatch) -> dict:
+def load_script(name: str) -> dict:
     """The names of a script, which is not run."""
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # the script takes its folder out
     return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name=name)
 
 
@@ -68,9 +66,9 @@ def write_ultrafeedback(path, given: list[str], num_responses: int = 4, awkward:
     return str(path / "ultrafeedback.jsonl")
 
 
-def test_ten_awkward_rows_make_three_files_with_counts_in_the_log(tmp_path, monkeypatch, caplog):
+def test_ten_awkward_rows_make_three_files_with_counts_in_the_log(tmp_path, caplog):
     source = write_ultrafeedback(tmp_path, prompts(6, 2, 2), awkward=True)
-    script = load_script("prepare_ultrafeedback", monkeypatch)
+    script = load_script("prepare_ultrafeedback")
     with caplog.at_level(logging.INFO):
         splits = run(script, tmp_path / "hh", dataset_name=source, num_eval_users=3, num_eval_pairs=5)
     # four prompts with all pairs, one with a pair, one with none, for each of two users
@@ -87,17 +85,17 @@ def test_ten_awkward_rows_make_three_files_with_counts_in_the_log(tmp_path, monk
     assert "train.parquet: 50 pairs of 2 users" in caplog.text
 
 
-def test_users_with_more_pairs_than_there_are_are_refused(tmp_path, monkeypatch):
+def test_users_with_more_pairs_than_there_are_are_refused(tmp_path):
     source = write_ultrafeedback(tmp_path, prompts(6, 2, 2))
     with pytest.raises(ValueError, match="User 0 has 12 conflicting pairs to choose from, but `pairs_per_user=30`"):
-        run(load_script("prepare_ultrafeedback", monkeypatch), tmp_path / "hh", dataset_name=source)
+        run(load_script("prepare_ultrafeedback"), tmp_path / "hh", dataset_name=source)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.75])
-def test_three_modes_at_a_conflict_rate(tmp_path, monkeypatch, rate):
+def test_three_modes_at_a_conflict_rate(tmp_path, rate):
     source = write_ultrafeedback(tmp_path, prompts(20, 10, 10))
     sizes = {"num_train_users": 2, "pairs_per_user": 16, "num_eval_users": 2, "num_eval_pairs": 8}
-    script = load_script("prepare_ultrafeedback", monkeypatch)
+    script = load_script("prepare_ultrafeedback")
     # truthfulness is random and instruction following always rated 3
     modes = ["helpfulness", "truthfulness", "instruction_following"]
     splits = run(script, tmp_path / "hht", dataset_name=source, modes=modes[:2], conflict_rate=rate, **sizes)
@@ -109,9 +107,9 @@ def test_three_modes_at_a_conflict_rate(tmp_path, monkeypatch, rate):
 
 
 @pytest.mark.parametrize("num_modes", [2, 3])
-def test_a_mixture_draws_weights_for_every_user(tmp_path, monkeypatch, num_modes):
+def test_a_mixture_draws_weights_for_every_user(tmp_path, num_modes):
     source = write_ultrafeedback(tmp_path, prompts(20, 10, 10))
-    script = load_script("prepare_ultrafeedback", monkeypatch)
+    script = load_script("prepare_ultrafeedback")
     sizes = {"num_users": 7, "num_eval_users": 5, "num_eval_pairs": 8}
     arguments = {"modes": list(MODES[:num_modes]), "mixture": "dirichlet", "concentration": 1.0, **sizes}
     splits = run(script, tmp_path / "mixture", dataset_name=source, **arguments)
@@ -123,7 +121,7 @@ def test_a_mixture_draws_weights_for_every_user(tmp_path, monkeypatch, num_modes
         script["ScriptArguments"](output_dir="out", mixture="normal")
 
 
-def test_prism_is_split_by_user(tmp_path, monkeypatch):
+def test_prism_is_split_by_user(tmp_path):
     rows = [
         utterance(f"conversation {n} {turn}", 0, text, chosen=text == "a", user_id=f"user{n}")
         for n in range(60)
@@ -132,7 +130,7 @@ def test_prism_is_split_by_user(tmp_path, monkeypatch):
     ]
     Dataset.from_list(rows).to_json(tmp_path / "utterances.jsonl")
     names = [str(tmp_path / "utterances.jsonl")]
-    script = load_script("prepare_preferences", monkeypatch)
+    script = load_script("prepare_preferences")
     for opening_turns_only in (True, False):
         arguments = {"dataset_name": names, "opening_turns_only": opening_turns_only}
         splits = run(script, tmp_path / "prism", source="prism", **arguments)
@@ -142,10 +140,10 @@ def test_prism_is_split_by_user(tmp_path, monkeypatch):
             assert isinstance(dataset[0]["prompt"], str) == opening_turns_only
 
 
-def test_personal_llm_makes_users_who_weigh_its_reward_models(tmp_path, monkeypatch):
+def test_personal_llm_makes_users_who_weigh_its_reward_models(tmp_path):
     Dataset.from_list([personal_llm_row(prompt) for prompt in prompts(8, 4, 4)]).to_json(tmp_path / "rows.jsonl")
     sizes = {"num_users": 6, "pairs_per_user": 5, "num_eval_users": 2, "num_eval_pairs": 3}
-    script = load_script("prepare_preferences", monkeypatch)
+    script = load_script("prepare_preferences")
     names = [str(tmp_path / "rows.jsonl")]
     splits = run(script, tmp_path / "out", source="personal_llm", dataset_name=names, **sizes)
     assert [len(dataset) for dataset in splits.values()] == [6 * 5, 2 * 3, 2 * 3]
@@ -155,20 +153,20 @@ def test_personal_llm_makes_users_who_weigh_its_reward_models(tmp_path, monkeypa
             assert row["chosen"].endswith(" 1" if row["weights"][0] > row["weights"][1] else " 2")
 
 
-def test_ultrafeedback_p_is_split_by_prompt(tmp_path, monkeypatch):
+def test_ultrafeedback_p_is_split_by_prompt(tmp_path):
     given = prompts(6, 2, 2)
     for name, part in (("train", given[:5]), ("test", given[5:])):
         rows = [ultrafeedback_p_row(prompt, data_subset=kind) for prompt in part for kind in "84"]
         Dataset.from_list(rows).to_json(tmp_path / f"{name}.jsonl")
     names = [str(tmp_path / f"{name}.jsonl") for name in ("train", "test")]
-    script = load_script("prepare_preferences", monkeypatch)
+    script = load_script("prepare_preferences")
     splits = run(script, tmp_path / "out", source="ultrafeedback_p", dataset_name=names)
     assert [len(dataset) for dataset in splits.values()] == [12, 4, 4]
     assert all(set(dataset["user_id"]) == {"8", "4"} for dataset in splits.values())
 
 
-def test_sources_are_named(monkeypatch):
-    script = load_script("prepare_preferences", monkeypatch)
+def test_sources_are_named():
+    script = load_script("prepare_preferences")
     with pytest.raises(ValueError, match="`source='hh'` is unknown. Choose one of"):
         script["main"](script["ScriptArguments"](source="hh", output_dir="out"))
     with pytest.raises(ValueError, match="`source='ultrafeedback_p'` has no name on the Hub. Set `dataset_name`"):
@@ -176,8 +174,8 @@ def test_sources_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["prepare_ultrafeedback", "prepare_preferences", "embed_preferences"])
-def test_the_commands_of_a_script_are_understood(name, monkeypatch):
-    script = load_script(name, monkeypatch)
+def test_the_commands_of_a_script_are_understood(name):
+    script = load_script(name)
     commands = re.findall(r"```sh\n(.*?)```", script["__doc__"], re.S)
     assert commands
     for command in commands:

@@ -3,7 +3,6 @@
 import math
 import pickle
 import runpy
-import sys
 
 import pytest
 import torch
@@ -226,8 +225,7 @@ def test_the_examples_train_on_and_pick_by_the_rewards_of_a_user(tmp_path):
     ]
 
 
-def test_what_the_example_cannot_combine_is_named(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # the script moves its folder to the end
+def test_what_the_example_cannot_combine_is_named():
     arguments = runpy.run_path(str(EXAMPLES / "grpo.py"), run_name="grpo")["ScriptArguments"]
     with pytest.raises(ValueError, match="`dataset_name='prompts.csv'` needs `user` and `reward_model_name_or_path`"):
         arguments(dataset_name="prompts.csv", user="user.json")

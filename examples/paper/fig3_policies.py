@@ -20,10 +20,10 @@ from sklearn.metrics import silhouette_score
 from trl import TrlParser
 
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: its evaluate.py would hide the library `evaluate`
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the examples share
 
-from evaluation import EvaluationArguments, build_trainer  # noqa: E402
-from generations import Generations  # noqa: E402
+from evaluation import EvaluationArguments, build_trainer
+from generations import Generations
 
 
 @dataclass

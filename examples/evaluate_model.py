@@ -3,13 +3,13 @@ Evaluate a trained reward model or policy on other users: accuracy, likelihood a
 context pairs, with other users' contexts as a control.
 
 ```sh
-python examples/evaluate.py --model_name_or_path runs/np_reward --dataset_name test.parquet --output_dir runs/evaluation
+python examples/evaluate_model.py --model_name_or_path runs/np_reward --dataset_name test.parquet --output_dir runs/evaluation
 ```
 
 Texts with their embeddings in a file of their own, and only some of the rows:
 
 ```sh
-python examples/evaluate.py \
+python examples/evaluate_model.py \
     --model runs/np_reward_jester \
     --dataset_name pairs.parquet \
     --embeddings embeddings.parquet \
@@ -22,7 +22,7 @@ A merged policy needs its reference policy (the base model it was trained from).
 users too: length, repetition, KL to the reference and, given an opponent and judges, how often it wins:
 
 ```sh
-python examples/evaluate.py \
+python examples/evaluate_model.py \
     --model_name_or_path runs/np_dpo/merged \
     --ref_model_name_or_path google/gemma-2b \
     --dataset_name test.parquet \
@@ -38,19 +38,15 @@ A judge is a reward model of texts that knows one group alone (`np_reward.py --w
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 
+from evaluation import EvaluationArguments, build_trainer
+from generations import Generations, Judge, reward_judge, style_judge
+from transformers import AutoModel
+from trl import TrlParser
 
-sys.path.append(sys.path.pop(0))  # this folder last: its namesake would hide the library `evaluate`
-
-from evaluation import EvaluationArguments, build_trainer  # noqa: E402
-from generations import Generations, Judge, reward_judge, style_judge  # noqa: E402
-from transformers import AutoModel  # noqa: E402
-from trl import TrlParser  # noqa: E402
-
-from np_trl import NPDPOTrainer, load_policy  # noqa: E402
-from np_trl.data import PreferenceRows  # noqa: E402
+from np_trl import NPDPOTrainer, load_policy
+from np_trl.data import PreferenceRows
 
 
 @dataclass
