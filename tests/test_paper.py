@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from np_trl.data.embeddings import text_id
 
-from .testing_utils import ROOT
+from .testing_utils import ROOT, tiny_policy, tiny_tokenizer
 
 
 pytest.importorskip("matplotlib")
@@ -161,3 +161,14 @@ def test_next_question_asks_by_both_ways_and_predicts_other_pairs(draw):
         assert not {row["number"] for row in questions} & {row["number"] for row in targets}
         shared = {row["prompt"] for row in questions} & {row["prompt"] for row in targets}
         assert bool(shared) != disjoint
+
+
+def test_next_question_asks_of_trained_policies(draw, tmp_path):
+    tiny_policy(tmp_path).save_pretrained(tmp_path / "policy")
+    tiny_tokenizer().save_pretrained(tmp_path / "policy")
+    sizes = "--num_users 2 --num_open 4 --num_questions 2 --num_samples 2 --num_imagined 1".split()
+    recipe = ("--config", ROOT / "examples" / "configs" / "np_reward_style.yaml")
+    numbers = draw("next_question", *recipe, *sizes, "--figure", "asked", "--policies", "policy", "policy")
+    assert numbers["num_users"] == 2
+    assert numbers["chosen_n0_accuracy"] == numbers["random_n0_accuracy"]
+    assert {"chosen_n2_accuracy_se_over_seeds", "random_n2_accuracy_se_over_seeds"} <= numbers.keys()

@@ -2,14 +2,19 @@
 Section 7: how fast a new user is known if the questions are chosen (`select_pairs`), and if they are drawn at random.
 
 Each new user's pairs are split: half of them, at most `num_open`, are questions that may be asked, the others are what the
-user's choices are predicted on. Both ways of asking draw from the same questions.
+user's choices are predicted on. Both ways of asking draw from the same questions. Reward models are trained here, one a
+seed; policies were trained before.
 
 ```sh
 python examples/paper/next_question.py --figure next_question_4_1
 python examples/paper/next_question.py --figure next_question_4_3 --dataset_name example_4_3
 python examples/paper/next_question.py --figure next_question_style --config examples/configs/np_reward_style.yaml
 python examples/paper/next_question.py --figure next_question_jester --config examples/configs/np_reward_jester.yaml
+python examples/paper/next_question.py --figure next_question_policy --config examples/configs/np_reward_style.yaml \
+    --policies runs/policy_0 runs/policy_1 runs/policy_2 --num_users 32 --num_open 24 --num_samples 16 --num_imagined 4
 ```
+
+The policy of seed 0 is that of `np_dpo.py --config examples/configs/np_dpo_style.yaml --seed 0 --output_dir runs/policy_0`.
 """
 
 from dataclasses import dataclass, field
@@ -19,14 +24,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 from figures import COLORS, HERE, FigureArguments, error_bars, fit, parse, with_seed
+from transformers import AutoTokenizer
 
 from np_trl import (
     NPRewardConfig,
-    NPRewardModel,
     QuestionPool,
     RewardModelArguments,
     TextEmbedder,
     UserProfile,
+    load_policy,
     select_pairs,
 )
 from np_trl.data import PreferenceRows, style_population
@@ -46,23 +52,35 @@ class ScriptArguments(FigureArguments, PreferenceArguments):
     num_questions: int = field(default=10, metadata={"help": "Number of questions that a user is asked."})
     num_users: int = field(default=200, metadata={"help": "Number of new users of each run."})
     num_open: int = field(default=50, metadata={"help": "Largest number of questions to choose from."})
+    num_samples: int = field(default=64, metadata={"help": "Draws of a user's latent."})
+    num_imagined: int = field(default=10, metadata={"help": "Questions that each draw answers in thought."})
+    policies: list[str] | None = field(
+        default=None, metadata={"help": "Trained policies, one a seed, in place of reward models."}
+    )
+
+    def __post_init__(self):
+        if self.policies is not None:
+            self.num_seeds = len(self.policies)
 
     def draw(self, seed: int) -> tuple[Dataset, Dataset]:
         """Draw or load training users and new users."""
         if self.dataset_name == "example_4_1":
-            return piecewise_population(4000, 40, 2 * seed), piecewise_population(self.num_users, 100, 2 * seed + 1)
+            return piecewise_population(4000, 40, 2 * seed), piecewise_population(
+                self.num_users, 2 * self.num_open, 2 * seed + 1
+            )
         if self.dataset_name == "example_4_3":
             # conflict rate 25 %; all targets conflict, so that an error on them is an error about z*
             questions = correlated_population(self.num_users, self.num_open, 0.7, 3 * seed + 1)
             targets = correlated_population(self.num_users, 20, -1.0, 3 * seed + 2)
             return correlated_population(4000, 40, 0.7, 3 * seed), with_roles(questions, targets)
         if self.dataset_name == "style_population":
-            embedder = TextEmbedder(str(HERE.parent / "style_gemma"), layer=2, max_length=128)
             train_prompts, eval_prompts = split_prompts()
-            return (
-                embed(style_population(train_prompts, 384, 20, 2 * seed), embedder),
-                embed(style_population(eval_prompts, self.num_users, 100, 2 * seed + 1), embedder),
-            )
+            train_dataset = style_population(train_prompts, 384, 20, 2 * seed)
+            eval_dataset = style_population(eval_prompts, self.num_users, 2 * self.num_open, 2 * seed + 1)
+            if self.policies is not None:  # which read texts
+                return train_dataset, eval_dataset
+            embedder = TextEmbedder(str(HERE.parent / "style_gemma"), layer=2, max_length=128)
+            return embed(train_dataset, embedder), embed(eval_dataset, embedder)
         return tuple(add_option_ids(dataset) for dataset in self.load())
 
 
@@ -87,26 +105,41 @@ def split(rows: list[dict], num_open: int, disjoint_prompts: bool, rng: np.rando
     return [rows[i] for i in questions], [rows[i] for i in np.flatnonzero(~is_open)]
 
 
-def ask(model: NPRewardModel, questions: QuestionPool, targets: QuestionPool, way: str, num_questions: int, rng):
+def ask(
+    user: UserProfile, questions: QuestionPool, targets: QuestionPool, way: str, script_args: ScriptArguments, rng
+):
     """
     Ask a user one question after another.
 
     Returns:
         `np.ndarray` of shape `(num_questions + 1, targets)`: log-odds of what the user chose, after 0, 1, ... answers.
     """
-    user, margins, order = UserProfile(model), [], rng.permutation(len(questions))
-    for number in range(num_questions + 1):
+    margins, order = [], rng.permutation(len(questions))
+    for number in range(script_args.num_questions + 1):
         margins.append(targets.cross_logits(user.latents, torch.arange(len(targets)))[0].numpy())
-        if number < num_questions:
-            (asked,) = select_pairs(questions, user) if way == "chosen" else order[number : number + 1]
+        if number < script_args.num_questions:
+            if way == "chosen":
+                (asked,) = select_pairs(
+                    questions, user, num_samples=script_args.num_samples, num_imagined=script_args.num_imagined
+                )
+            else:
+                asked = order[number]
             user.add(questions.pairs[asked])
     return np.stack(margins)
 
 
-def run(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: RewardModelArguments) -> dict:
-    """Train a model on one seed and ask new users."""
+def run(
+    script_args: ScriptArguments,
+    training_args: NPRewardConfig,
+    model_args: RewardModelArguments,
+    policy: str | None = None,
+) -> dict:
+    """Train a model on one seed, or load a policy, and ask new users."""
     train_dataset, eval_dataset = script_args.draw(training_args.seed)
-    model = fit(training_args, model_args, train_dataset).model.cpu().eval()
+    if policy is None:
+        model, tokenizer = fit(training_args, model_args, train_dataset).model.cpu().eval(), None
+    else:
+        model, tokenizer = load_policy(policy).eval(), AutoTokenizer.from_pretrained(policy)
     rng = np.random.default_rng(training_args.seed)
     users = PreferenceRows(eval_dataset)
     correct = {way: [] for way in WAYS}  # of each user, after each number of answers
@@ -116,9 +149,9 @@ def run(script_args: ScriptArguments, training_args: NPRewardConfig, model_args:
         questions, targets = split(rows, script_args.num_open, training_args.eval_disjoint_prompts, rng)
         if len(questions) <= script_args.num_questions or not targets:
             continue
-        questions, targets = QuestionPool(questions, model), QuestionPool(targets, model)
+        questions, targets = QuestionPool(questions, model, tokenizer), QuestionPool(targets, model, tokenizer)
         for way in WAYS:
-            margins = ask(model, questions, targets, way, script_args.num_questions, rng)
+            margins = ask(UserProfile(model, tokenizer), questions, targets, way, script_args, rng)
             correct[way].append(((margins > 0) + (margins == 0) / 2).mean(axis=1))
             known[way].append((1 + np.sign(margins.sum(axis=1))) / 2)
         if len(correct["random"]) == script_args.num_users:
@@ -137,8 +170,13 @@ def run(script_args: ScriptArguments, training_args: NPRewardConfig, model_args:
 
 
 def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: RewardModelArguments) -> None:
-    seeds = range(script_args.num_seeds)
-    numbers = summarize_runs([run(script_args, with_seed(training_args, index), model_args) for index in seeds])
+    policies = script_args.policies or [None] * script_args.num_seeds
+    numbers = summarize_runs(
+        [
+            run(script_args, with_seed(training_args, index), model_args, policy)
+            for index, policy in enumerate(policies)
+        ]
+    )
     picture, ax = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
     asked = list(range(script_args.num_questions + 1))
     for way, color in zip(WAYS, COLORS, strict=False):
