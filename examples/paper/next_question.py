@@ -11,7 +11,7 @@ python examples/paper/next_question.py --figure next_question_4_3 --dataset_name
 python examples/paper/next_question.py --figure next_question_style --config examples/configs/np_reward_style.yaml
 python examples/paper/next_question.py --figure next_question_jester --config examples/configs/np_reward_jester.yaml
 python examples/paper/next_question.py --figure next_question_policy --config examples/configs/np_reward_style.yaml \
-    --policies runs/policy_0 runs/policy_1 runs/policy_2 --num_users 32 --num_open 24 --num_samples 16 --num_imagined 4
+    --policies runs/policy_0 runs/policy_1 runs/policy_2 --num_users 32 --num_open 24 --num_samples 16
 ```
 
 The policy of seed 0 is that of `np_dpo.py --config examples/configs/np_dpo_style.yaml --seed 0 --output_dir runs/policy_0`.
@@ -53,7 +53,7 @@ class ScriptArguments(FigureArguments, PreferenceArguments):
     num_users: int = field(default=200, metadata={"help": "Number of new users of each run."})
     num_open: int = field(default=50, metadata={"help": "Largest number of questions to choose from."})
     num_samples: int = field(default=64, metadata={"help": "Draws of a user's latent."})
-    num_imagined: int = field(default=10, metadata={"help": "Questions that each draw answers in thought."})
+    num_imagined: int = field(default=4, metadata={"help": "Questions that each draw answers in thought."})
     policies: list[str] | None = field(
         default=None, metadata={"help": "Trained policies, one a seed, in place of reward models."}
     )

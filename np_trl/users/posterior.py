@@ -11,7 +11,7 @@ def sample_latents(
     user,
     num_samples: int = 64,
     pool: QuestionPool | list[dict] | None = None,
-    num_imagined: int = 10,
+    num_imagined: int = 4,
     seed: int = 0,
 ) -> torch.Tensor:
     """
@@ -28,7 +28,7 @@ def sample_latents(
             Number of draws S.
         pool ([`QuestionPool`] or `list[dict]`, *optional*):
             Questions of which each draw answers some in thought. Not needed, and not used, for normal latents.
-        num_imagined (`int`, *optional*, defaults to `10`):
+        num_imagined (`int`, *optional*, defaults to `4`):
             Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer. Together
             with the choices they should not be far more than the contexts of training.
         seed (`int`, *optional*, defaults to `0`):

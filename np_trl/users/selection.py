@@ -16,7 +16,7 @@ def select_pairs(
     user,
     n: int = 1,
     num_samples: int = 64,
-    num_imagined: int = 10,
+    num_imagined: int = 4,
     seed: int = 0,
 ) -> list[int]:
     """
@@ -33,7 +33,7 @@ def select_pairs(
             The user. Pairs that the profile holds, either way round, are not asked again.
         n (`int`, *optional*, defaults to `1`):
             Number of questions, to be asked at once.
-        num_samples (`int`, *optional*, defaults to `64`), num_imagined (`int`, *optional*, defaults to `10`), seed (`int`,
+        num_samples (`int`, *optional*, defaults to `64`), num_imagined (`int`, *optional*, defaults to `4`), seed (`int`,
             *optional*, defaults to `0`):
             Those of [`sample_latents`], which draws the latents that are still possible. A policy of P open pairs reads
             about `2 * num_samples * (P + num_imagined)` sequences: lower `num_samples` or the pool for a large one.
