@@ -15,6 +15,7 @@ python examples/paper/next_question.py --figure next_question_policy --config ex
 ```
 
 The policy of seed 0 is that of `np_dpo.py --config examples/configs/np_dpo_style.yaml --seed 0 --output_dir runs/policy_0`.
+`next_question_policy_imagined_10` is measured with `--num_imagined 10`.
 """
 
 from dataclasses import dataclass, field
