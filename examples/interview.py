@@ -30,10 +30,6 @@ class InterviewArguments:
     num_samples: int = field(
         default=16, metadata={"help": "Draws of a latent that tell how uncertain it is, and what to ask."}
     )
-    num_imagined: int = field(
-        default=4,
-        metadata={"help": "Questions that each draw answers in thought. More leave what a policy was trained on."},
-    )
     max_prompt_length: int = field(default=1000, metadata={"help": "Largest number of characters of a typed prompt."})
     max_new_tokens: int = field(default=64, metadata={"help": "Largest number of tokens of an answer."})
     seed: int = field(
@@ -41,13 +37,7 @@ class InterviewArguments:
     )
 
     def __post_init__(self):
-        smallest = {
-            "num_questions": 1,
-            "num_samples": 2,
-            "num_imagined": 1,
-            "max_prompt_length": 1,
-            "max_new_tokens": 1,
-        }
+        smallest = {"num_questions": 1, "num_samples": 2, "max_prompt_length": 1, "max_new_tokens": 1}
         for name, number in smallest.items():
             if getattr(self, name) < number:
                 raise ValueError(f"`{name}={getattr(self, name)}` must be at least {number}. Raise it.")
@@ -123,10 +113,7 @@ class Interview:
             return visit._replace(question=None)
         with self.lock:
             user = UserProfile(self.policy, self.tokenizer, self.pairs(visit))
-            args = self.args
-            numbers = select_pairs(
-                pool, user, 1 + len(visit.skipped), args.num_samples, args.num_imagined, seed=args.seed
-            )
+            numbers = select_pairs(pool, user, 1 + len(visit.skipped), self.args.num_samples, seed=self.args.seed)
         return visit._replace(question=next(number for number in numbers if number not in visit.skipped))
 
     def choose(self, visit: Visit, first: bool) -> Visit:
@@ -221,8 +208,7 @@ class Interview:
 
     def _sample(self, user: UserProfile) -> torch.Tensor:
         """Draw latents `(S, Z)` that the user's choices leave open."""
-        args = self.args
-        return sample_latents(user, args.num_samples, self.population.pool, args.num_imagined, seed=args.seed)
+        return sample_latents(user, self.args.num_samples, self.population.pool, seed=self.args.seed)
 
     def _spread(self, samples: torch.Tensor) -> float:
         return float(samples.std(dim=0).norm())

@@ -29,8 +29,8 @@ def sample_latents(
         pool ([`QuestionPool`] or `list[dict]`, *optional*):
             Questions of which each draw answers some in thought. Not needed, and not used, for normal latents.
         num_imagined (`int`, *optional*, defaults to `4`):
-            Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer. Together
-            with the choices they should not be far more than the contexts of training.
+            Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer.
+            Policies were found to select better questions with 4 than with 10.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 
