@@ -13,6 +13,7 @@ from population import Population
 from np_trl.data.embeddings import plain_text
 from np_trl.users import UserProfile, sample_latents, select_pairs
 from np_trl.users.choices import reverse
+from np_trl.users.posterior import check_at_least
 
 
 NO_QUESTION = "There is no open question. Forget a choice or start anew."
@@ -37,10 +38,13 @@ class InterviewArguments:
     )
 
     def __post_init__(self):
-        smallest = {"num_questions": 1, "num_samples": 2, "max_prompt_length": 1, "max_new_tokens": 1}
-        for name, number in smallest.items():
-            if getattr(self, name) < number:
-                raise ValueError(f"`{name}={getattr(self, name)}` must be at least {number}. Raise it.")
+        check_at_least(2, num_samples=self.num_samples)
+        check_at_least(
+            1,
+            num_questions=self.num_questions,
+            max_prompt_length=self.max_prompt_length,
+            max_new_tokens=self.max_new_tokens,
+        )
 
 
 class Visit(NamedTuple):
@@ -81,7 +85,7 @@ class Standing(NamedTuple):
 
 class Interview:
     """
-    What the page asks, shows and writes. Visitors share the policy, which serves one of them at a time.
+    What the page asks, shows and writes. Visitors share policies, which serve one of them at a time.
 
     Args:
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]), tokenizer
@@ -96,6 +100,8 @@ class Interview:
         `ValueError`: if there are not more questions than are to be asked.
     """
 
+    lock = Lock()  # of all interviews: they may share a policy, and share torch's random numbers
+
     def __init__(self, policy, tokenizer, population: Population, args: InterviewArguments):
         if args.num_questions >= len(population.pool):
             raise ValueError(
@@ -103,18 +109,23 @@ class Interview:
                 "there is something to select from."
             )
         self.policy, self.tokenizer, self.population, self.args = policy, tokenizer, population, args
-        self.nobody, self.lock = UserProfile(policy, tokenizer), Lock()
-        self._open_at_first = self._spread(self._sample(self.nobody))
+        with self.lock:
+            self.nobody = UserProfile(policy, tokenizer)
+            self._open_at_first = self._spread(self._sample(self.nobody))
 
     def ask(self, visit: Visit) -> Visit:
         """Open the most telling question that was neither answered nor skipped, while there are any to be asked."""
         pool = self.population.pool
-        if len(visit.choices) == self.args.num_questions or len(visit.choices + visit.skipped) == len(pool):
+        if len(visit.choices) == self.args.num_questions:
             return visit._replace(question=None)
         with self.lock:
             user = UserProfile(self.policy, self.tokenizer, self.pairs(visit))
-            numbers = select_pairs(pool, user, 1 + len(visit.skipped), self.args.num_samples, seed=self.args.seed)
-        return visit._replace(question=next(number for number in numbers if number not in visit.skipped))
+            unanswered = pool.unanswered(user)  # without pairs that the policy reads as one that was answered
+            skipped = set(visit.skipped).intersection(unanswered)
+            if len(skipped) == len(unanswered):
+                return visit._replace(question=None)
+            numbers = select_pairs(pool, user, 1 + len(skipped), self.args.num_samples, seed=self.args.seed)
+        return visit._replace(question=next(number for number in numbers if number not in skipped))
 
     def choose(self, visit: Visit, first: bool) -> Visit:
         """Answer the open question."""
@@ -175,23 +186,25 @@ class Interview:
 
     def write(self, visit: Visit, prompt: str) -> list[str]:
         """Answer a prompt for each reader."""
-        inputs = self._read(prompt)  # (1, T)
+        prompt = self._check(prompt)
         with self.lock:
+            inputs = self._read(prompt)  # (1, T)
             users = self.readers(visit)
             inputs = {name: values.expand(len(users), -1).to(self.policy.device) for name, values in inputs.items()}
             # the same choices and prompt, the same answers; another prompt, other draws
-            torch.manual_seed(self.args.seed + zlib.crc32(prompt.strip().encode()))
+            torch.manual_seed(self.args.seed + zlib.crc32(prompt.encode()))
             outputs = self.policy.generate(**inputs, users=users, **SAMPLING, max_new_tokens=self.args.max_new_tokens)
-        written = outputs[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+            written = outputs[:, inputs["input_ids"].shape[1] :]
+            texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     def prompts(self, number: int = 4) -> list[str]:
         """A few prompts to start with: the shortest of the questions'."""
         prompts = {plain_text(pair["prompt"]) for pair in self.population.pool.pairs}
         return sorted(prompts, key=lambda prompt: (len(prompt), prompt))[:number]
 
-    def _read(self, prompt: str | None) -> dict[str, torch.Tensor]:
-        """Check what was typed and tokenize it: a text, or a message where the questions are conversations."""
+    def _check(self, prompt: str | None) -> str:
+        """Return what was typed, without the blanks around it, if it can be answered."""
         prompt, limit = (prompt or "").strip(), self.args.max_prompt_length
         if not prompt:
             raise Refusal("Type a prompt first.")
@@ -199,12 +212,21 @@ class Interview:
             raise Refusal(f"This prompt has {len(prompt):,} characters. Shorten it to {limit:,}.")
         if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t" for char in prompt):
             raise Refusal("This prompt has characters that cannot be printed. Type it anew.")
+        return prompt
+
+    def _read(self, prompt: str) -> dict[str, torch.Tensor]:
+        """Tokenize a prompt `(1, T)`: a text, or a message where the questions are conversations."""
         if isinstance(self.population.pool.pairs[0]["prompt"], str):
-            return self.tokenizer(prompt, return_tensors="pt")
-        conversation = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+            inputs = self.tokenizer(prompt, return_tensors="pt")
+        else:
+            conversation = [{"role": "user", "content": prompt}]
+            inputs = self.tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        length, limit = inputs["input_ids"].shape[1], self.policy.config.max_position_embeddings
+        if length >= limit:
+            raise Refusal(f"This prompt has {length:,} tokens, and an answer needs room. Shorten it to {limit - 1:,}.")
+        return inputs
 
     def _sample(self, user: UserProfile) -> torch.Tensor:
         """Draw latents `(S, Z)` that the user's choices leave open."""

@@ -1,7 +1,10 @@
-"""The page of `app.py`: how an interview is laid out, and what each button does."""
+"""The page of `app.py`: how an interview is laid out, what each button does, and whom the page answers."""
 
+import asyncio
 import html
+import json
 import os
+import re
 from collections.abc import Callable
 
 
@@ -9,12 +12,29 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 
 import gradio as gr
 from interview import Interview, Refusal, Visit
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from np_trl.data.embeddings import plain_text
 from np_trl.models.pairs import SIDES
 
 
 READERS = ("For you", "For your opposite", "For nobody")
+FAILURE = "This failed, and nothing has changed. Try again. What went wrong is in the log of the program that serves the page."
+MAX_PENDING = 3  # calls of one visitor that are not done yet, so that everyone waits for a few of each other visitor
+MAX_QUEUE = 100  # calls of all visitors that have not begun
+MAX_VISITORS = 1000  # who are remembered at a time, at about 0.2 MB each
+MAX_BYTES = 1_000_000  # of a call: far more than the longest prompt, which is refused in better words
+# all that the page asks for; Gradio also takes uploads, runs functions past the queue and serves files and statistics
+CALL = "/gradio_api/queue/join"
+ADDRESSES = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"} | {
+    f"/gradio_api/{name}" for name in ("info", "queue/data", "startup-events")
+}
+FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")
 # fonts of the system, since others would be fetched, and colours that can be read
 THEME = gr.themes.Soft(
     primary_hue="orange",
@@ -60,7 +80,7 @@ ALERT = "element.setAttribute('role', 'alert')"
 
 class InterviewPage:
     """
-    A page that needs nothing but this machine: no fonts, scripts or statistics from elsewhere.
+    A page that needs nothing but this machine, which alone can open it: no fonts, scripts or statistics from elsewhere.
 
     Args:
         interview ([`Interview`]):
@@ -86,12 +106,24 @@ class InterviewPage:
             with gr.Row():
                 self.texts = [self._lay_out_text() for _ in READERS]
             self._connect()
+        self.blocks.queue(max_size=MAX_QUEUE, default_concurrency_limit=1, api_open=False)
 
     def launch(self, port: int | None = None, **kwargs) -> str:
-        """Serve the page to this machine, at the address that is returned."""
+        """Serve the page to this machine, at the address that is returned, whatever Gradio's variables of the environment say."""
+        door = [
+            Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]),
+            Middleware(Door, self.blocks),
+        ]
         _, address, _ = self.blocks.launch(
             server_name="127.0.0.1",
             server_port=port,
+            share=False,
+            root_path="",
+            mcp_server=False,
+            enable_monitoring=False,
+            max_file_size=1,  # nothing here takes files
+            state_session_capacity=MAX_VISITORS,
+            app_kwargs={"middleware": door},
             theme=THEME,
             css=CSS,
             footer_links=[],
@@ -153,11 +185,11 @@ class InterviewPage:
         for event in (self.prompt.submit, self.send.click):
             event(**writing)
         for button in self.examples:
-            button.click(lambda text: text, button, self.prompt).success(**writing)
+            button.click(lambda text=button.value: text, None, self.prompt).success(**writing)
 
     def choose(self, visit: Visit, shown: str, first: bool) -> Visit:
         """Answer the open question, unless the answer that was clicked is one to the question before."""
-        if visit.question is not None and shown not in self._describe_question(visit)[1]:
+        if visit.question is not None and shown != self._describe_question(visit)[1][0 if first else 1]:
             raise Refusal("That question has been answered. Choose again.")
         return self.interview.choose(visit, first)
 
@@ -200,12 +232,108 @@ class InterviewPage:
 
 
 def refusing(function: Callable[..., dict], notice: gr.HTML) -> Callable[..., dict]:
-    """Have a visitor be told why something is refused, and all else on the page stay as it is."""
+    """Have a visitor be told why something is refused or has failed, and all else on the page stay as it is."""
 
     def answer(*inputs) -> dict:
         try:
             return {**function(*inputs), notice: ""}
         except Refusal as refusal:
             return {notice: f'<p class="refusal">{html.escape(str(refusal))}</p>'}
+        except Exception as error:
+            raise gr.Error(FAILURE) from error  # Gradio writes the trace to the log
 
     return answer
+
+
+class Door:
+    """
+    Lets in what the page itself asks for, and a few calls of each visitor at a time.
+
+    Args:
+        app (`Callable`):
+            The application behind it.
+        blocks ([`~gradio.Blocks`]):
+            The page, whose functions are called.
+    """
+
+    def __init__(self, app: ASGIApp, blocks: gr.Blocks):
+        self.app, self.blocks, self.entering = app, blocks, asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or say why it is refused."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request = Request(scope, receive)
+        try:
+            check_address(request)
+            if request.method != "POST":
+                return await self.app(scope, receive, send)
+            call = self.check_call(await read_body(request))
+            async with self.entering:  # one by one, because Gradio counts a call only when it is in the queue
+                self.check_turn(call["session_hash"])
+                await self.app(scope, replay(json.dumps(call).encode(), receive), send)
+        except HTTPException as refusal:
+            await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, send)
+
+    def check_call(self, body: bytes) -> dict:
+        """Return what a call says of its function, its inputs and its visitor, if there is such a function of such inputs."""
+        try:
+            call = json.loads(body)
+        except (ValueError, RecursionError):
+            call = None
+        match call:
+            case {"fn_index": int(number), "data": [*data], "session_hash": str(visitor)} if number in self.blocks.fns:
+                inputs = self.blocks.fns[number].inputs
+                fits = len(data) == len(inputs) and all(map(may_be, inputs, data))
+                if fits and re.fullmatch(r"[\w-]{1,64}", visitor, re.ASCII):
+                    return {"fn_index": number, "data": data, "session_hash": visitor}
+        raise HTTPException(
+            400,
+            f"This is no call of the page's. It takes `fn_index`, one of its {len(self.blocks.fns)} functions, in `data` a text "
+            "or null for each of that function's inputs, and `session_hash`. Reload the page.",
+        )
+
+    def check_turn(self, visitor: str) -> None:
+        """Refuse a visitor who waits for as much as one may."""
+        # of Gradio's queue nothing public says who waits
+        pending = [event.session_hash for event in self.blocks._queue.event_ids_to_events.values()]
+        if pending.count(visitor) >= MAX_PENDING:
+            raise HTTPException(429, f"You wait for {MAX_PENDING} things already. Try again when one of them is done.")
+
+
+def check_address(request: Request) -> None:
+    """Refuse what another web site asks for through a visitor's browser, and what the page has no use for."""
+    origin, path = request.headers.get("origin"), request.url.path
+    if origin not in (None, f"http://{request.headers['host']}"):
+        raise HTTPException(403, "This page is not for other web sites. Open it at its own address.")
+    if request.method == "POST":
+        is_served = path == CALL
+    else:
+        is_served = request.method in ("GET", "HEAD") and (path in ADDRESSES or path.startswith(FOLDERS))
+    if not is_served:
+        raise HTTPException(404, "There is nothing here. The page takes no files and has no other interface.")
+
+
+async def read_body(request: Request) -> bytes:
+    """Read what was sent, unless it is too long."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise HTTPException(413, f"This is more than {MAX_BYTES:,} bytes. Shorten the prompt.")
+    return bytes(body)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Have an application receive a body that was read before it."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_again
+
+
+def may_be(component: gr.blocks.Block, value) -> bool:
+    """Whether a page could send this value of a component. What the server itself remembers is never sent."""
+    return value is None or (isinstance(value, str) and not component.stateful)

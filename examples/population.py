@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 from np_trl.data import PreferenceRows
 from np_trl.users import QuestionPool, UserProfile
 from np_trl.users.choices import reverse
+from np_trl.users.posterior import check_at_least
 
 
 YOU, OPPOSITE, NOBODY = "#c2410c", "#1d4ed8", "#4b5563"
@@ -36,7 +37,7 @@ class Population:
             Number of choices that each user is known by, or all there are: as many as a visitor makes, because a latent
             moves from nobody's as choices come in.
         num_users (`int`):
-            Largest number of users; the first ones of the data set.
+            Largest number of users, at least three; the first ones of the data set.
         pool_size (`int`):
             Largest number of questions.
         group_column (`str`):
@@ -51,6 +52,9 @@ class Population:
             Latents of the users.
         groups (`list[str]`, *optional*):
             What kind each of them is.
+
+    Raises:
+        `ValueError`: if there are fewer than three users, or no choices or questions.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Population:
         group_column: str,
         seed: int,
     ):
+        check_at_least(3, num_users=num_users)
+        check_at_least(1, num_choices=num_choices, pool_size=pool_size)
         rows = PreferenceRows(dataset)
         if len(rows) < 3:
             raise ValueError(f"The data set has {len(rows)} users, but a plane takes 3. Give the pairs of more users.")

@@ -7,15 +7,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import httpx
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from np_trl import UserProfile
+from np_trl import QuestionPool, UserProfile
 from np_trl.data.style_grammar import detect_attributes
 from np_trl.users.choices import reverse
 
@@ -29,7 +31,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="a browser is drive
 from app import ScriptArguments, load_interview  # noqa: E402
 from gradio_client import Client  # noqa: E402
 from interview import Interview, InterviewArguments, Refusal, Visit  # noqa: E402
-from page import InterviewPage  # noqa: E402
+from page import FAILURE, MAX_PENDING, MAX_QUEUE, MAX_VISITORS, InterviewPage  # noqa: E402
 from population import Population  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -119,6 +121,18 @@ def test_a_skipped_question_is_not_asked_again_and_the_pool_may_be_used_up(inter
     assert "Each dot is one of 16 people" in interview.stand(visit).summary
 
 
+def test_a_question_that_is_in_the_pool_twice_is_asked_once(interview):
+    pairs = interview.population.pool.pairs[:3]
+    mirrored = [*pairs, *map(reverse, pairs)]
+    interview.population.pool = QuestionPool(mirrored, interview.policy, interview.tokenizer)
+    visit = interview.choose(interview.ask(Visit()), first=True)
+    (answered, _), left = visit.choices[0], []
+    while visit.question is not None:
+        left.append(visit.question)
+        visit = interview.skip(visit)
+    assert sorted([*left, answered, (answered + 3) % 6]) == list(range(6))
+
+
 def test_a_forgotten_choice_leaves_nothing_behind(interview):
     start = interview.ask(Visit())
     before = interview.choose(start, first=True)
@@ -152,12 +166,14 @@ def test_an_interview_without_anything_is_refused(field):
 def test_visitors_at_the_same_time_get_what_each_would_get_alone(interview):
     start = interview.ask(Visit())
     visits = [start, interview.choose(start, first=True), interview.choose(start, first=False)] * 4
+    # two pages of one policy, in turn
+    hosts = [interview, Interview(interview.policy, interview.tokenizer, interview.population, interview.args)] * 6
 
-    def serve(visit: Visit) -> tuple:
-        return interview.choose(visit, first=True), interview.write(visit, "How do I fix the bike?")
+    def serve(host: Interview, visit: Visit) -> tuple:
+        return host.choose(visit, first=True), host.write(visit, "How do I fix the bike?")
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        assert list(pool.map(serve, visits)) == [serve(visit) for visit in visits]
+        assert list(pool.map(serve, hosts, visits)) == list(map(serve, hosts, visits))
 
 
 @pytest.mark.parametrize(
@@ -168,6 +184,7 @@ def test_visitors_at_the_same_time_get_what_each_would_get_alone(interview):
         ("x" * 100_000, "has 100,000 characters. Shorten it to 1,000"),
         ("fix\x00the bike", "cannot be printed"),
         ("fix \ud800 the bike", "cannot be printed"),
+        ("fix it " * 100, "has 201 tokens, and an answer needs room. Shorten it to 127"),
     ],
 )
 def test_prompts_that_cannot_be_answered_are_refused(interview, prompt, message):
@@ -198,6 +215,10 @@ def test_what_cannot_be_shown_is_an_error(interview, tmp_path):
         load_interview(ScriptArguments(model_name_or_path=str(tmp_path)))
     with pytest.raises(ValueError, match="has 2 users, but a plane takes 3"):
         people(interview.policy, interview.tokenizer, style_rows(num_users=2))
+    with pytest.raises(ValueError, match="`num_users=2` must be at least 3"):
+        people(interview.policy, interview.tokenizer, num_users=2)
+    with pytest.raises(ValueError, match="`pool_size=0` must be at least 1"):
+        people(interview.policy, interview.tokenizer, pool_size=0)
     with pytest.raises(ValueError, match="`num_questions=8` must be less than the 8 pairs of the pool"):
         Interview(
             interview.policy, interview.tokenizer, interview.population, replace(interview.args, num_questions=8)
@@ -447,9 +468,153 @@ def test_an_answer_to_the_question_before_is_no_answer(interview):
     visitor = Client(page.launch(prevent_thread_lock=True, quiet=True), verbose=False)
     try:
         assert "Question 1" in visitor.predict(fn_index=0)[0]
-        answer = interview.population.pool.pairs[interview.ask(Visit()).question]["chosen"].strip()
+        pair = interview.population.pool.pairs[interview.ask(Visit()).question]
+        answer, other = pair["chosen"].strip(), pair["rejected"].strip()
+        assert "That question has been answered" in visitor.predict(other, fn_index=2)[-1]  # of the other button
         assert "Question 2" in visitor.predict(answer, fn_index=2)[0]
         outputs = visitor.predict(answer, fn_index=2)  # a second click before the page has changed
         assert "That question has been answered" in outputs[-1]
     finally:
         page.blocks.close()
+
+
+@pytest.fixture
+def served(interview, tmp_path, monkeypatch):
+    """A page that was started where the environment would have Gradio open it to others, a client, and tunnels asked for."""
+    tunnels = []
+    monkeypatch.setattr(
+        "gradio.networking.setup_tunnel", lambda **kwargs: tunnels.append(kwargs) or "https://share.it"
+    )
+    environment = {
+        "SHARE": "True",
+        "SERVER_NAME": "0.0.0.0",
+        "ROOT_PATH": "/elsewhere",
+        "MCP_SERVER": "True",
+        "ALLOWED_PATHS": "/",
+        "TEMP_DIR": str(tmp_path / "uploads"),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(f"GRADIO_{name}", value)
+    page = InterviewPage(interview)
+    with httpx.Client(base_url=page.launch(prevent_thread_lock=True, quiet=True), timeout=60) as client:
+        yield page, client, tunnels
+    page.blocks.close()
+
+
+def call(client: httpx.Client, number: int, data: list, visitor: str = "ada", **headers) -> httpx.Response:
+    """Call a function of the page as its script does. The standard library's JSON can write what is no text."""
+    body = json.dumps({"fn_index": number, "data": data, "session_hash": visitor})
+    headers = {"Content-Type": "application/json", **headers}
+    return client.post("/gradio_api/queue/join", content=body, headers=headers)
+
+
+def answer_of(client: httpx.Client, response: httpx.Response, visitor: str = "ada") -> dict:
+    """Wait for what a function that was called returns."""
+    event = response.json()["event_id"]
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": visitor}) as lines:
+        for line in lines.iter_lines():
+            message = json.loads(line.removeprefix("data:") or "{}")
+            if message.get("event_id") == event and message["msg"] == "process_completed":
+                return message
+    raise AssertionError("The page ended the connection.")
+
+
+def test_this_machine_alone_can_open_the_page(served):
+    page, client, tunnels = served
+    address = page.blocks.local_url
+    assert tunnels == [] and page.blocks.share is False and address.startswith("http://127.0.0.1:")
+    host = address.removeprefix("http://").rstrip("/")
+    port = host.partition(":")[2]
+    asked = [
+        ({}, 200),
+        ({"Origin": f"http://{host}"}, 200),
+        ({"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}, 200),
+        ({"Host": "evil.example"}, 400),  # a name that was made to mean this machine
+        ({"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"}, 400),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),  # another page of this machine
+    ]
+    assert [client.get("/", headers=headers).status_code for headers, _ in asked] == [code for _, code in asked]
+    assert [call(client, 0, [None], **headers).status_code for headers, _ in asked[3:]] == [400, 400, 403, 403, 403]
+
+
+def test_the_page_takes_no_files_and_has_no_other_interface(served, tmp_path):
+    _, client, _ = served
+    for size in (0, 1, 1000, 5_000_000):
+        for path in ("upload", "upload/", "upload?upload_id=a"):
+            response = client.post(f"/gradio_api/{path}", files={"files": ("a.txt", b"x" * size)})
+            assert (response.status_code, list((tmp_path / "uploads").rglob("*.txt"))) == (404, [])
+    (tmp_path / "secret.txt").write_text("secret")
+    assert answer_of(client, call(client, 0, [None]))["success"]
+    gets = [f"/gradio_api/file={tmp_path}/secret.txt", "/gradio_api/deep_link?session_hash=ada", "/monitoring/summary"]
+    posts = [f"/gradio_api/{name}" for name in ("run/answer", "api/answer", "call/answer", "call/v2/answer", "cancel")]
+    codes = [client.get(path).status_code for path in gets]
+    codes += [client.post(path, json={"data": [None]}).status_code for path in posts]
+    assert set(codes) == {404}
+
+
+def test_calls_that_the_page_does_not_make_are_refused_in_words(served):
+    page, client, _ = served
+    functions = page.blocks.fns
+    wrong = [1, True, ["a"], {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]
+    for number, function in functions.items():
+        size = len(function.inputs)
+        bad = [[None] * (size + 1), *([None] * (size - 1) + [value] for value in wrong if size)]
+        bad += [[None] * (size - 1), [[[0, True]], *[None] * (size - 1)], ["a", *[None] * (size - 1)]] if size else []
+        for data in bad:
+            response = call(client, number, data)
+            assert response.status_code == 400 and "This is no call of the page's" in response.json()["detail"], data
+    for number in (len(functions), -1, 2**70, None, "0", 0.5, [0]):
+        assert call(client, number, [None]).status_code == 400
+    for visitor in ("", "a" * 65, "\ud800", None, 1):
+        assert call(client, 0, [None], visitor).status_code == 400
+    for body in (b"", b"{", b"[" * 100_000, b"null", b"\xff"):
+        assert client.post("/gradio_api/queue/join", content=body).status_code == 400
+    response = call(client, 1, [None, "x" * 2_000_000])
+    assert response.status_code == 413 and "1,000,000 bytes. Shorten the prompt" in response.json()["detail"]
+    for number in (1, 2, 4, 12):  # a text that is none is for the function to refuse
+        message = answer_of(client, call(client, number, [None, "\ud800"]))
+        assert message["success"] and 'class="refusal"' in message["output"]["data"][-1]
+
+
+def test_what_fails_is_no_trace_to_the_visitor(served, interview):
+    _, client, _ = served
+    interview.population = None  # as nothing should
+    message = answer_of(client, call(client, 1, [None, "How do I fix the bike?"]))
+    assert not message["success"] and message["output"]["error"] == FAILURE
+
+
+def test_every_visitor_gets_a_turn(served, interview):
+    _, client, _ = served
+    calls = [(number, [None, "Fix the bike."]) for number in (1, 3, 12)] + [(number, [None]) for number in (0, 10)]
+    with interview.lock, ThreadPoolExecutor(max_workers=8) as pool:  # nothing is done meanwhile
+        responses = list(pool.map(lambda each: call(client, *each), calls * 4))
+        bob = call(client, 1, [None, "Fix the boat."], "bob")
+    let_in = [response for response in responses if response.status_code == 200]
+    refused = [response.json()["detail"] for response in responses if response.status_code == 429]
+    assert (len(let_in), len(refused)) == (MAX_PENDING, 20 - MAX_PENDING)
+    assert refused[0] == f"You wait for {MAX_PENDING} things already. Try again when one of them is done."
+    assert answer_of(client, bob, "bob")["success"]
+    assert answer_of(client, let_in[-1])["success"]
+    assert call(client, 1, [None, "Fix the bike."]).status_code == 200  # when they are done
+
+
+def test_the_queue_and_what_is_remembered_are_bounded(served, interview):
+    page, client, _ = served
+    with interview.lock:
+        visitors = [f"visitor{number}" for number in range(MAX_QUEUE + 10)]
+        responses = [call(client, 1, [None, "Fix the bike."], visitor) for visitor in visitors]
+        page.blocks.close()
+    # one is being answered
+    assert Counter(response.status_code for response in responses) == {200: MAX_QUEUE + 1, 503: 9}
+    assert page.blocks.state_holder.capacity == MAX_VISITORS
+
+
+def test_texts_from_elsewhere_are_shown_as_texts(interview):
+    rows = style_rows(num_users=4).map(lambda row: {"prompt": f"<b>{row['prompt']}", "group": f"<u>{row['group']}"})
+    interview.population = people(interview.policy, interview.tokenizer, rows)
+    page = InterviewPage(interview)
+    shown = page.show(interview.choose(interview.ask(Visit()), first=True))
+    assert "&lt;b&gt;" in shown[page.question] and "<b>" not in shown[page.question]
+    assert "&lt;u&gt;" in shown[page.standing] and "<u>" not in shown[page.standing]
