@@ -13,6 +13,9 @@ from .layers import SkipMLP, Standardizer, spread
 from .memory import GatedMemory, PosteriorMemory
 
 
+MAX_PAIR = 1e15  # entries of an encoded pair, whose products in attention stay finite in float32
+
+
 class ContextEncoder(nn.Module):
     """
     Infer latents from context sets.
@@ -56,15 +59,22 @@ class ContextEncoder(nn.Module):
             self.memory.reset_parameters()
 
     def forward(
-        self, context_embeds: torch.Tensor, context_mask: torch.Tensor, item_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self,
+        context_embeds: torch.Tensor,
+        context_mask: torch.Tensor,
+        item_embeds: torch.Tensor | None = None,
+        return_moments: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """
         Summarise each user's context set in one latent (eq. 5): [`ContextEncoder.moments`], sampled in training.
 
         Returns:
-            `torch.Tensor` of shape `(U, Z)`: the latents; in evaluation their means.
+            `torch.Tensor` of shape `(U, Z)`: the latents; in evaluation their means. With `return_moments` what
+            [`ContextEncoder.moments`] returns.
         """
         mean, std = self.moments(context_embeds, context_mask, item_embeds)
+        if return_moments:  # by a call of the module, which brings weights that were offloaded
+            return mean, std
         return mean + std * torch.randn_like(mean) if self.training and self.is_gaussian else mean
 
     @property
@@ -125,6 +135,8 @@ class ContextEncoder(nn.Module):
         counts = mask.sum(dim=1)  # (U, 1)
         if self.config.pooling == "attention":
             absent = ~mask.squeeze(-1) & (counts > 0)  # (U, C); attention over nothing would be NaN
+            limit = min(MAX_PAIR, torch.finfo(pairs.dtype).max)
+            pairs = pairs.clamp(-limit, limit)
             pairs, _ = self.attention(pairs, pairs, pairs, key_padding_mask=absent, need_weights=False)
         pooled = (pairs * mask).sum(dim=1)  # (U, hidden)
         if self.config.pooling == "mean":

@@ -13,12 +13,15 @@ from .context_encoder import ContextEncoder
 from .hypernetwork import Hypernetwork
 from .layers import pool_tokens
 from .lora_gate import LayerGates, LoRAGate
-from .pairs import stack_latents
+from .pairs import check_latents, stack_latents
 from .text_context import TextContextMixin
 from .weights import WholeWeightsMixin
 
 
 NP_MODULES = ("context_encoder", "film")  # what a policy has beside a plain decoder
+
+# arguments of `generate` that say for whom is written
+_CONDITIONS = ("latents", "context_embeds", "context_mask", "context_index", "users", "film")
 
 
 class FiLM(Hypernetwork):
@@ -135,6 +138,8 @@ class FiLMModelMixin(FiLMInitMixin):
     """Mix into a backbone. The class names its layers, those with [`FiLMDecoderLayerMixin`], in `layer_class`."""
 
     _keep_in_fp32_modules_strict = list(NP_MODULES)
+    # which quantisers leave unchanged; they match names from the start
+    _keep_in_fp32_modules = [*NP_MODULES, *(f"model.{name}" for name in NP_MODULES)]
     layer_class: type[nn.Module]
 
     def __init__(self, config):
@@ -164,7 +169,7 @@ class FiLMModelMixin(FiLMInitMixin):
         self, context_embeds: torch.Tensor, context_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Infer means and standard deviations of the latents, `(U, Z)` each: [`ContextEncoder.moments`]."""
-        return self.context_encoder.moments(context_embeds, context_mask)
+        return self.context_encoder(context_embeds, context_mask, return_moments=True)
 
     def forward(
         self,
@@ -194,7 +199,7 @@ class FiLMModelMixin(FiLMInitMixin):
                 What `infer_film` returns for the users, instead of all the above, where it serves several calls.
 
         Raises:
-            `ValueError`: if `latents` are not of size Z, or not one for each row of the batch.
+            `ValueError`: if `latents` are not of size Z or not finite, or not one for each row of the batch.
         """
         if film is None:
             film = self.infer_film(latents, context_embeds, context_mask, context_index)
@@ -219,20 +224,14 @@ class FiLMModelMixin(FiLMInitMixin):
             `torch.Tensor` of shape `(B, L, 2, H)`: scales and shifts; or `(B, G)`: gates. `None` without users.
 
         Raises:
-            `ValueError`: if `latents` are not of size Z.
+            `ValueError`: if `latents` are not of size Z, not finite, or far beyond those of any choices.
         """
-        if latents is None and context_embeds is not None:
+        if latents is not None:
+            check_latents(latents, self.config.context_config.latent_size)
+        elif context_embeds is not None:
             latents = self.infer_latents(context_embeds, context_mask)  # (U, Z)
             latents = latents if context_index is None else latents[context_index]  # (B, Z)
-        if latents is None:
-            return None
-        latent_size = self.config.context_config.latent_size
-        if latents.dim() != 2 or latents.shape[1] != latent_size:
-            raise ValueError(
-                f"`latents` has shape {tuple(latents.shape)}, but this model takes (rows, {latent_size}): one latent a "
-                "row. Infer them with this model's `infer_latents`."
-            )
-        return self.film(latents)
+        return None if latents is None else self.film(latents)
 
     @torch.no_grad()
     def embed_options(
@@ -292,19 +291,23 @@ class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
         context_embeds: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
+        users: list | None = None,
         film: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,  # named, so that `generate` asks for the last token's logits alone
         **kwargs,
     ):
-        """Run the language model for the users given by `latents` or by a context: [`FiLMModelMixin.forward`]."""
-        users = {
-            "latents": latents,
+        """
+        Run the language model for the users given by `latents` or by a context ([`FiLMModelMixin.forward`]), or by `users`
+        as in [`FiLMForCausalLMMixin.generate`].
+        """
+        conditions = {
+            "latents": latents if users is None else stack_latents(users, self),
             "context_embeds": context_embeds,
             "context_mask": context_mask,
             "context_index": context_index,
             "film": film,
         }
-        return super().forward(input_ids, attention_mask, *args, logits_to_keep=logits_to_keep, **users, **kwargs)
+        return super().forward(input_ids, attention_mask, *args, logits_to_keep=logits_to_keep, **conditions, **kwargs)
 
     @torch.no_grad()
     def generate(
@@ -315,6 +318,7 @@ class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
         users: list | None = None,
+        film: torch.Tensor | None = None,
         **kwargs,
     ):
         """
@@ -322,11 +326,40 @@ class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
         `users`: latents of shape `(1, Z)`, or objects that have such `latents`.
 
         Everything else is [`~transformers.GenerationMixin.generate`]. The modulation is computed once, not for every token.
+        An assistant model drafts without the user; what is written is the policy's own, for the user.
+
+        Raises:
+            `ValueError`: if latents are not those of this model, or the paged cache is asked for, which knows no users.
         """
-        if users is not None:
-            latents = stack_latents(users, self.device)
-        film = self.model.infer_film(latents, context_embeds, context_mask, context_index)
+        if film is None:  # else a draft by the policy itself, with early exit
+            latents = latents if users is None else stack_latents(users, self)
+            film = self.model.infer_film(latents, context_embeds, context_mask, context_index)
         return super().generate(*args, **kwargs, film=film)
+
+    # Override: continuous batching packs the prompts of several users into one row, without what was passed of them.
+    def generate_batch(self, *args, **kwargs):
+        """
+        Generate for nobody by continuous batching: [`~transformers.generation.ContinuousMixin.generate_batch`].
+
+        Raises:
+            `ValueError`: if users are given.
+        """
+        conditions = {name: kwargs.pop(name, None) for name in _CONDITIONS}
+        given = [name for name, value in conditions.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"Continuous batching (`generate_batch`, the paged cache) would write for nobody, but {given} are given. Use "
+                "`generate`, or export the users (`np_trl.export_adapter`, `np_trl.export_model`)."
+            )
+        return super().generate_batch(*args, **kwargs)
+
+    # Override: an assistant does not know the user, and its modulation is not the policy's.
+    def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model=None, **kwargs):
+        if assistant_model is not None and assistant_model is not self:
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _CONDITIONS}
+        return super()._get_candidate_generator(
+            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        )
 
     def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
         """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""

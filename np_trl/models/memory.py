@@ -101,12 +101,12 @@ class PosteriorMemory(Memory):
 
     def pool(self, difference, hidden, pairs, mask) -> torch.Tensor:
         margins = self.population(hidden[:, :, 0] - hidden[:, :, 1]).squeeze(-1)  # (U, C)
-        # in half precision the kernel would not stay positive definite
         with torch.autocast(difference.device.type, enabled=False):
-            difference, variance = difference.float(), self.log_variance.float().exp()
-            kernel = variance * difference @ difference.transpose(1, 2) / difference.shape[-1]  # (U, C, C)
-            weights = posterior_weights(margins, kernel, mask.squeeze(-1))  # (U, C)
-            pooled = variance * (weights.unsqueeze(1) @ difference).squeeze(1)  # (U, M)
+            variance = self.log_variance.float().exp()
+            roots = difference.to(_precision(difference)) * (variance / difference.shape[-1]).sqrt()  # (U, C, M)
+            kernel = roots @ roots.transpose(1, 2)  # (U, C, C)
+            weights = posterior_weights(margins, kernel, mask.squeeze(-1)).to(variance)  # (U, C)
+            pooled = variance * (weights.unsqueeze(1) @ difference.float()).squeeze(1)  # (U, M)
         return pooled.to(margins.dtype)
 
 
@@ -133,10 +133,11 @@ def posterior_weights(
             How often the bound is maximised.
 
     Returns:
-        `torch.Tensor` of shape `(U, C)`, float32: 0 where there is no choice.
+        `torch.Tensor` of shape `(U, C)`, in the precision of the kernel: 0 where there is no choice.
     """
+    precision = kernel.dtype
     with torch.autocast(margins.device.type, enabled=False):
-        margins, kernel, mask = margins.float(), kernel.float(), mask.float()
+        margins, kernel, mask = (values.to(_precision(kernel)) for values in (margins, kernel, mask))
         logits = margins.detach()
         with torch.no_grad():
             for _ in range(num_steps):
@@ -146,7 +147,7 @@ def posterior_weights(
         user_part = (logits - margins).detach()
         gradient = mask * torch.sigmoid(-(margins + user_part))
         curvature = gradient * (1 - gradient)
-        return _solve(kernel, curvature, curvature * user_part + gradient)
+        return _solve(kernel, curvature, curvature * user_part + gradient).to(precision)
 
 
 def _bound_curvature(logits: torch.Tensor) -> torch.Tensor:
@@ -158,7 +159,18 @@ def _bound_curvature(logits: torch.Tensor) -> torch.Tensor:
 def _solve(kernel: torch.Tensor, curvature: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Solve `(1 + W K) a = b` for a, with W the diagonal of the curvatures: `(U, C)`."""
     root = curvature.clamp_min(1e-12).sqrt()  # a root has no gradient at 0
-    equations = torch.eye(kernel.shape[-1], device=kernel.device) + root.unsqueeze(2) * kernel * root.unsqueeze(1)
-    right = root.unsqueeze(2) * (kernel @ target.unsqueeze(2))  # (U, C, 1)
+    # a diagonal of ones, so that the equations of any finite kernel can be solved: rounding errors stay below the jitter
+    scale = (1 + curvature * kernel.diagonal(dim1=1, dim2=2)).rsqrt()  # (U, C)
+    scaled = root * scale
+    size = kernel.shape[-1]
+    identity = torch.eye(size, device=kernel.device, dtype=kernel.dtype)
+    equations = scaled.unsqueeze(2) * kernel * scaled.unsqueeze(1)
+    equations = equations + torch.diag_embed(scale.square()) + 8 * size * torch.finfo(kernel.dtype).eps * identity
+    right = scaled.unsqueeze(2) * (kernel @ target.unsqueeze(2))  # (U, C, 1)
     explained = torch.cholesky_solve(right, torch.linalg.cholesky(equations)).squeeze(2)
-    return target - root * explained
+    return target - scaled * explained
+
+
+def _precision(values: torch.Tensor) -> torch.dtype:
+    """Double precision, in which the squares of any finite embedding are finite too; single where there is none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -180,7 +180,7 @@ class NPRewardModel(TextScoringMixin, WholeWeightsMixin, PreTrainedModel):
 
     def _moments(self, embeds, mask, option_ids, kept) -> tuple[torch.Tensor, torch.Tensor]:
         vectors = None if kept is None or option_ids is None else self.option_vectors(option_ids, kept)
-        return self.context_encoder.moments(embeds, mask, vectors)
+        return self.context_encoder(embeds, mask, vectors, return_moments=True)
 
     def _sample(self, context_moments, target_moments, latent_noise: torch.Tensor | None) -> torch.Tensor:
         mean, std = context_moments

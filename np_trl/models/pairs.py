@@ -2,27 +2,11 @@
 
 import torch
 
+from .texts import SIDES
 
-SIDES = ("chosen", "rejected")
 
-
-def check_pairs(pairs: list[dict], required: tuple[str, ...]) -> None:
-    """
-    Check that preference pairs have what is read of them.
-
-    Args:
-        pairs (`list[dict]`):
-            Preference pairs.
-        required (`tuple[str, ...]`):
-            Keys that every pair must have.
-
-    Raises:
-        `ValueError`: if a pair lacks a key.
-    """
-    for index, pair in enumerate(pairs):
-        missing = [key for key in required if key not in pair]
-        if missing:
-            raise ValueError(f"Pair {index} has no {missing}. Each pair needs {list(required)}.")
+# far beyond the latents of trained models, whose largest value was a few hundred where embeddings are standardised
+MAX_LATENT = 1e6
 
 
 def empty_context(embed_size: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -42,22 +26,67 @@ def empty_context(embed_size: int, device: torch.device) -> dict[str, torch.Tens
     return {"context_embeds": torch.zeros(1, 1, len(SIDES), embed_size, device=device), "context_mask": mask}
 
 
-def stack_latents(users: list, device: torch.device) -> torch.Tensor:
+def stack_latents(users: list, model) -> torch.Tensor:
     """
     Stack the latents of users.
 
     Args:
         users (`list`):
-            U latents of shape `(1, Z)`, or objects that have such `latents`.
-        device (`torch.device`):
-            Where the model is.
+            U latents of shape `(1, Z)`, or objects that have such `latents`. A profile is checked to be one of the model.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model that takes the latents.
 
     Returns:
-        `torch.Tensor` of shape `(U, Z)`.
+        `torch.Tensor` of shape `(U, Z)`, where the model is.
 
     Raises:
-        `ValueError`: if there are none.
+        `ValueError`: if there are none, or one is no user, or a profile is of another model.
     """
+    if not isinstance(users, (list, tuple)):
+        raise ValueError(
+            f"`users` is a {type(users).__name__}, but takes a list: one user for each row, such as `[ada]`."
+        )
     if not users:
         raise ValueError("`users` is empty. Pass one for each row, or leave it out.")
-    return torch.cat([getattr(user, "latents", user).to(device) for user in users])
+    return torch.cat([_read_latents(user, model) for user in users])
+
+
+def _read_latents(user, model) -> torch.Tensor:
+    if hasattr(user, "check_model"):  # a profile
+        user.check_model(model)
+    latents = user if isinstance(user, torch.Tensor) else getattr(user, "latents", None)
+    if not isinstance(latents, torch.Tensor):
+        raise ValueError(
+            f"A user is a {type(user).__name__}, but must be a latent of shape (1, Z), or have such `latents`, as a "
+            "`UserProfile` has."
+        )
+    check_latents(latents, model.config.context_config.latent_size)
+    return latents.to(model.device)
+
+
+def check_latents(latents: torch.Tensor, latent_size: int, samples: bool = False) -> None:
+    """
+    Check latents before they are used.
+
+    Args:
+        latents (`torch.Tensor` of shape `(U, Z)`):
+            Latents of users.
+        latent_size (`int`):
+            Size Z of the model's latents.
+        samples (`bool`, *optional*, defaults to `False`):
+            Whether several samples of each, `(S, U, Z)`, are allowed.
+
+    Raises:
+        `ValueError`: if they are of another shape, not finite, or beyond `MAX_LATENT`.
+    """
+    if latents.dim() not in ((2, 3) if samples else (2,)) or latents.shape[-1] != latent_size:
+        raise ValueError(
+            f"`latents` has shape {tuple(latents.shape)}, but this model takes (rows, {latent_size}): one latent a row. Infer "
+            "them with this model's `infer_latents`."
+        )
+    # not while a graph is recorded: a value would have to be read back
+    if not torch.compiler.is_compiling() and not (latents.abs() <= MAX_LATENT).all():
+        raise ValueError(
+            f"`latents` holds NaN, infinite values, or values beyond {MAX_LATENT:g}, which no choices lead to. Check what they "
+            "were computed from: the weight of a blend, the embeddings, or the model itself."
+        )

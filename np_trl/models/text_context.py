@@ -3,7 +3,8 @@
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .pairs import SIDES, check_pairs, empty_context
+from .pairs import empty_context
+from .texts import SIDES, TieError, check_pair, describe_tie, template_kwargs
 
 
 class TextContextMixin:
@@ -50,16 +51,16 @@ class TextContextMixin:
             and rejected of the first pair, then of the second, ...
 
         Raises:
-            `ValueError`: if a pair lacks a part.
+            `ValueError`: if a pair is one that training refuses too: [`check_pair`] and [`truncate_pair`].
         """
-        check_pairs(pairs, ("prompt", *SIDES))
+        limits = (self.config.context_max_length, self.config.context_truncation)
         options, starts = [], []  # 2C each
-        for pair in pairs:
-            start, *pair_options = tokenize_pair(pair, tokenizer)
-            for option in pair_options:
-                kept, new_start = self._truncate(option, start)
-                options.append(kept)
-                starts.append(new_start)
+        for index, pair in enumerate(pairs):
+            check_pair(pair, f"Pair {index}")
+            kept = truncate_pair(*tokenize_pair(pair, tokenizer), *limits, where=f"pair {index}")
+            for option, start in kept:
+                options.append(option)
+                starts.append(start)
         starts = torch.tensor(starts).unsqueeze(1)  # (2C, 1)
         input_ids = pad_sequence([torch.tensor(option) for option in options], batch_first=True)  # (2C, T)
         lengths = torch.tensor([len(option) for option in options]).unsqueeze(1)  # (2C, 1)
@@ -68,15 +69,6 @@ class TextContextMixin:
         completion_mask = attention_mask * (positions >= starts)
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
         return {name: values.to(self.device) for name, values in tokens.items()}
-
-    def _truncate(self, option: list[int], start: int) -> tuple[list[int], int]:
-        """Truncate an option as in training; `start` is that of its completion."""
-        length = self.config.context_max_length
-        if length is None or len(option) <= length:
-            return option, start
-        if self.config.context_truncation == "keep_start":
-            return option[:length], start
-        return option[-length:], max(0, start - len(option) + length)
 
     def read_pairs(self, pairs: list[dict], tokenizer) -> dict[str, torch.Tensor]:
         """
@@ -114,7 +106,7 @@ class TextContextMixin:
             `torch.Tensor` of shape `(1, Z)`, for `latents` of `generate`: `latents.expand(B, -1)` for B prompts.
 
         Raises:
-            `ValueError`: if a pair lacks a part, or another model embeds the policy's options.
+            `ValueError`: as [`TextContextMixin.read_pairs`].
         """
         return self.infer_latents(**self.read_pairs(pairs, tokenizer))
 
@@ -131,19 +123,83 @@ def tokenize_pair(pair: dict, tokenizer) -> tuple[int, list[int], list[int]]:
 
     Returns:
         `tuple[int, list[int], list[int]]`: where the completions start, and the tokens of the prompt with each of them.
+
+    Raises:
+        `ValueError`: if texts are to end with a token that the tokenizer does not have.
     """
     prompt = pair["prompt"]
     if isinstance(prompt, str):
+        check_end_token(tokenizer)
         prompt_ids = tokenizer(prompt)["input_ids"]
         texts = [prompt + _with_eos(pair[side], tokenizer.eos_token) for side in SIDES]
         chosen_ids, rejected_ids = tokenizer(texts)["input_ids"]
     else:
-        kwargs = {"tools": pair.get("tools"), "return_dict": False, **(pair.get("chat_template_kwargs") or {})}
+        kwargs = {"return_dict": False, **template_kwargs(pair)}
         prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **kwargs)
         chosen_ids, rejected_ids = (tokenizer.apply_chat_template(prompt + pair[side], **kwargs) for side in SIDES)
     # tokens may merge where the prompt ends: the completions start where they differ from it
     start = min(_common_length(prompt_ids, option_ids) for option_ids in (chosen_ids, rejected_ids))
     return start, chosen_ids, rejected_ids
+
+
+def check_end_token(tokenizer) -> None:
+    """
+    Check that a tokenizer has the token that completions given as strings end with.
+
+    Raises:
+        `ValueError`: if it has none.
+    """
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            "The tokenizer has `eos_token=None`, but completions that are strings are trained to end with one. Set "
+            "`tokenizer.eos_token`, or give conversations, which end as the chat template says."
+        )
+
+
+def truncate_pair(
+    start: int,
+    chosen: list[int],
+    rejected: list[int],
+    max_length: int | None,
+    truncation: str,
+    where: str,
+) -> list[tuple[list[int], int]]:
+    """
+    Truncate the tokens of a pair as TRL's collator does, and check what is left.
+
+    Args:
+        start (`int`), chosen (`list[int]`), rejected (`list[int]`):
+            What [`tokenize_pair`] returns.
+        max_length (`int`, *optional*), truncation (`str`):
+            Largest number of tokens, and which are kept: the first (`"keep_start"`) or the last (`"keep_end"`).
+        where (`str`):
+            What to call the pair in an error.
+
+    Returns:
+        `list[tuple[list[int], int]]`: of the chosen and of the rejected option the tokens that are kept, and where the
+        completion starts among them.
+
+    Raises:
+        `ValueError`: if no token of a completion is left, or the options cannot be told apart.
+    """
+    kept = []
+    for side, option in zip(SIDES, (chosen, rejected), strict=True):
+        cut = 0 if max_length is None else max(0, len(option) - max_length)
+        tokens, first = (
+            (option[cut:], max(0, start - cut)) if truncation == "keep_end" else (option[:max_length], start)
+        )
+        if len(option) <= start:
+            raise ValueError(f"`{side}` of {where} adds no tokens to its prompt. Fill it in or drop it.")
+        if first >= len(tokens):
+            raise ValueError(
+                f"The prompt of {where} fills `max_length={max_length}` and leaves no room for the completion. Shorten it, or "
+                'train with a larger `max_length` or `truncation_mode="keep_end"`.'
+            )
+        kept.append((tokens, first))
+    if kept[0] == kept[1]:
+        how = "the same" if chosen == rejected else f"the same in the {max_length} tokens that are kept"
+        raise TieError(describe_tie(where, how, kept[0][0][kept[0][1] :]))
+    return kept
 
 
 def _with_eos(text: str, eos_token: str) -> str:

@@ -23,6 +23,10 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
 )  # fmt: skip
 
 
+class TieError(ValueError):
+    """A pair whose options cannot be told apart."""
+
+
 def text_id(text: str) -> str:
     """Return the key of a text: the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -54,7 +58,7 @@ def template_kwargs(pair: dict) -> dict:
     """Return what a pair passes to the chat template: its `tools`, which may be JSON text, and `chat_template_kwargs`."""
     tools = pair.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {"tools": tools or None, **(pair.get("chat_template_kwargs") or {})}
+    return {"tools": tools, **(pair.get("chat_template_kwargs") or {})}
 
 
 def canonical(value):
@@ -95,7 +99,7 @@ def check_pair(pair: dict, where: str, required: tuple[str, ...] = ("prompt", *S
             "all as text; where `chosen` and `rejected` are whole conversations, leave `prompt` out."
         )
     if all(side in parts for side in SIDES) and canonical(pair["chosen"]) == canonical(pair["rejected"]):
-        raise ValueError(describe_tie(where, "the same", pair["chosen"]))
+        raise TieError(describe_tie(where, "the same", pair["chosen"]))
     _check_template_kwargs(pair, where)
 
 

@@ -1,11 +1,11 @@
 """Policies from paths: FiLM on the base model that a path holds, and checks of what was loaded."""
 
 import logging
+import os
 from contextlib import contextmanager
 
 import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, extract_commit_hash
@@ -43,19 +43,20 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision",
 
 
 def load_policy(
-    path: str,
+    path: str | os.PathLike,
     revision: str | None = None,
     token: str | bool | None = None,
     subfolder: str = "",
     base_model: str | None = None,
     base_revision: str | None = None,
+    is_trainable: bool = False,
     **kwargs,
 ) -> PreTrainedModel | PeftModel:
     """
     Load a policy: a merged one, or an adapter with FiLM and context encoder on its base model.
 
     Args:
-        path (`str`):
+        path (`str` or `os.PathLike`):
             Directory or Hub name of a merged policy or of an adapter.
         revision (`str`, *optional*):
             Branch, tag or commit of `path` on the Hub.
@@ -66,8 +67,11 @@ def load_policy(
         base_model (`str`, *optional*), base_revision (`str`, *optional*):
             Directory, or Hub name and revision, of the base of an adapter, where it is not where it was in training. It
             must have the same weights.
+        is_trainable (`bool`, *optional*, defaults to `False`):
+            Whether an adapter is to be trained further. Otherwise it is frozen.
         kwargs:
-            Passed to `from_pretrained` of the model.
+            Passed to `from_pretrained` of the model. `cache_dir`, `local_files_only` and `force_download` hold for an adapter
+            and for its base.
 
     Returns:
         A causal LM with FiLM, inside a [`~peft.PeftModel`] if `path` holds an adapter.
@@ -83,16 +87,19 @@ def load_policy(
     >>> policy.generate(**inputs, latents=policy.infer_user(pairs, tokenizer))
     ```
     """
-    source = {"revision": revision, "token": token, "subfolder": subfolder}
+    path = os.fspath(path)
+    cache = {name: kwargs[name] for name in ("cache_dir", "force_download", "local_files_only") if name in kwargs}
+    source = {"revision": revision, "token": token, "subfolder": subfolder, **cache}
     if not is_adapter(path, **source):
-        return create_policy(path, **source, **kwargs)
+        return create_policy(path, **{**kwargs, **source})
     adapter, film = read_adapter(path, **source)
     fields = {field: film[field] for field in FILM_FIELDS if field in film}
     if base_model is None:
         base_model, base_revision = adapter.base_model_name_or_path, base_revision or adapter.revision
+        kwargs = {"subfolder": film.get("base_subfolder") or "", **kwargs}
     with _without_load_report():
         base = create_policy(base_model, fields, revision=base_revision, token=token, **kwargs)
-    return load_adapter(base, path, adapter, film, **source)
+    return load_adapter(base, path, adapter, film, is_trainable=is_trainable, **source)
 
 
 @contextmanager
@@ -126,8 +133,52 @@ def create_policy(
     Raises:
         `ValueError`: if the architecture has no FiLM version, or a latent cannot gate the adapter.
     """
-    source = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
-    fields, _ = PreTrainedConfig.get_config_dict(path, **source)
+    policy, fields = _find_policy(path, **kwargs)
+    film_kwargs = dict(film_kwargs or {})
+    if film_kwargs.get("film_site") == "lora" and film_kwargs.get("num_gates") is None:
+        plain = policy.config_class.from_dict(fields)
+        film_kwargs["num_gates"] = count_directions(policy, plain, peft_config)
+    config = policy.config_class.from_dict(fields, **film_kwargs)
+    if "torch_dtype" in kwargs:  # the old name, which transformers takes too
+        kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype"))
+    return create_model_from_path(path, policy, config=config, **kwargs)
+
+
+def read_policy_config(path: str, film_kwargs: dict | None = None, **kwargs) -> PreTrainedConfig:
+    """
+    Read the configuration of the policy that [`create_policy`] would load, but for the number of its gates.
+
+    Raises:
+        `ValueError`: if the architecture has no FiLM version.
+    """
+    policy, fields = _find_policy(path, **kwargs)
+    without_gates = {name: value for name, value in (film_kwargs or {}).items() if name != "film_site"}
+    return policy.config_class.from_dict(fields, **without_gates)
+
+
+def create_reference(path: str, **kwargs) -> PreTrainedModel:
+    """
+    Load the reference policy of a policy that is trained without an adapter: the model of the same path and source, plain
+    where that is a plain one.
+
+    Args:
+        path (`str`), kwargs:
+            Those of [`create_policy`].
+    """
+    policy, fields = _find_policy(path, **kwargs)
+    plain = next(parent for parent in policy.__mro__ if parent.__module__.startswith("transformers."))
+    is_plain = fields["model_type"] != policy.config_class.model_type
+    return create_model_from_path(path, plain if is_plain else policy, **kwargs)
+
+
+def hub_arguments(kwargs: dict) -> dict:
+    """Those of the arguments of `from_pretrained` that say where on the Hub a model is, for its tokenizer too."""
+    return {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def _find_policy(path: str, **kwargs) -> tuple[type[PreTrainedModel], dict]:
+    """The class of the policy that a path holds, or that is made of the decoder there; and the fields of its configuration."""
+    fields, _ = PreTrainedConfig.get_config_dict(path, **hub_arguments(kwargs))
     policies = POLICIES | {policy.config_class.model_type: policy for policy in POLICIES.values()}
     policy = policies.get(fields.get("model_type"))
     if policy is None:
@@ -135,12 +186,7 @@ def create_policy(
             f"{path!r} is a model of type {fields.get('model_type')!r}, which has no FiLM version. Supported: "
             f"{sorted(POLICIES)}."
         )
-    film_kwargs = dict(film_kwargs or {})
-    if film_kwargs.get("film_site") == "lora" and film_kwargs.get("num_gates") is None:
-        plain = policy.config_class.from_dict(fields)
-        film_kwargs["num_gates"] = count_directions(policy, plain, peft_config)
-    config = policy.config_class.from_dict(fields, **film_kwargs)
-    return create_model_from_path(path, policy, config=config, **kwargs)
+    return policy, fields
 
 
 def find_commit(path: str, **kwargs) -> str | None:
@@ -156,8 +202,7 @@ def find_commit(path: str, **kwargs) -> str | None:
     Returns:
         `str` or `None`: `None` for a directory.
     """
-    source = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS}
-    return extract_commit_hash(cached_file(path, "config.json", **source), None)
+    return extract_commit_hash(cached_file(path, "config.json", **hub_arguments(kwargs)), None)
 
 
 def check_policy(model: nn.Module) -> None:
@@ -185,36 +230,10 @@ def check_policy(model: nn.Module) -> None:
             "`model` has an adapter without FiLM and context encoder: they would stay frozen and unsaved. Train it with "
             f"`modules_to_save={list(NP_MODULES)}`, which `peft_config` of the trainer adds by itself."
         )
-
-
-def check_trunk(model: nn.Module) -> None:
-    """
-    Check that no adapter reaches into the trunk, which embeds the options.
-
-    Raises:
-        `ValueError`: if one does.
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    context_layer, num_layers = base.config.context_layer, base.config.num_hidden_layers
-    for name, module in trunk_modules(base):
-        if any(isinstance(part, BaseTunerLayer) for part in module.modules()):
-            raise ValueError(
-                f"The adapter reaches `{name}`, but `context_layer={context_layer}`: the layers below it embed the users' "
-                "options and must stay those of the base model. Set `layers_to_transform=list(range("
-                f"{context_layer}, {num_layers}))` in `peft_config`, or lower `context_layer`."
-            )
-
-
-def freeze_trunk(model: PreTrainedModel) -> None:
-    """Freeze the trunk of a policy that is trained without an adapter."""
-    for _, module in trunk_modules(model):
-        module.requires_grad_(False)
-
-
-def trunk_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    """The token embeddings and the layers below `context_layer`, with their names."""
-    layers = [(f"layers.{index}", model.model.layers[index]) for index in range(model.config.context_layer)]
-    return [("embed_tokens", model.get_input_embeddings()), *layers]
+    if isinstance(model, PeftModel) and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "`model` has a frozen adapter, so nothing would be trained. Load it with `load_policy(path, is_trainable=True)`."
+        )
 
 
 def np_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

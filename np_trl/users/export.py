@@ -1,9 +1,6 @@
 """A user as an ordinary model, or as an ordinary LoRA adapter, for servers and tools that know nothing of users."""
 
 import copy
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from np_trl.files import whole_folder
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import NP_MODULES
 from np_trl.models.lora_gate import DirectionGate
@@ -60,7 +58,7 @@ def export_model(policy: PreTrainedModel | PeftModel, user, path: str | Path, to
             "`quantization_config`."
         )
     film = _modulation(policy, user)
-    with _whole_folder(path) as folder:
+    with whole_folder(path) as folder:
         copied = copy.deepcopy(policy)
         if site == "lora":
             for _, output, gate in _gated_layers(copied):
@@ -89,7 +87,8 @@ def export_adapter(policy: PeftModel, users, path: str | Path) -> None:
             appears when it is complete.
 
     Raises:
-        `ValueError`: if users of this policy are no adapters, or a name cannot be that of a folder.
+        `ValueError`: if users of this policy are no adapters, a profile is of another model, or a name cannot be that of a
+        folder. Nothing is written then.
         `FileExistsError`: if there is something in the folder of an adapter.
 
     Example:
@@ -106,19 +105,36 @@ def export_adapter(policy: PeftModel, users, path: str | Path) -> None:
             '`film_site="lora"`, or export the user as a model: `export_model` takes `film_site="attention"`.'
         )
     if not isinstance(users, dict):
-        _save_adapter(policy, users, Path(path))
+        _save_adapter(policy, _modulation(policy, users), Path(path))
         return
+    if not users:
+        raise ValueError("`users` is empty. Give a user, or users by their names.")
     for name in users:
-        if name in ("", "..") or Path(name).name != name:
-            raise ValueError(
-                f"The name {name!r} of a user cannot be that of a folder. Leave out '/', such as in 'ada'."
-            )
-    for name, user in users.items():
-        _save_adapter(policy, user, Path(path, name))
+        _check_name(name)
+    gates = {name: _modulation(policy, user) for name, user in users.items()}  # of all, before any is written
+    for name, gate in gates.items():
+        _save_adapter(policy, gate, Path(path, name))
 
 
-def _save_adapter(policy: PeftModel, user, path: Path) -> None:
-    layers, film = _gated_layers(policy), _modulation(policy, user)
+def _check_name(name: str) -> None:
+    """Check that the name of a user can be that of a folder."""
+    is_text = isinstance(name, str)
+    if not is_text or name in ("", ".", "..") or "\0" in name or Path(name).name != name or not _fits_a_name(name):
+        raise ValueError(
+            f"The name {str(name)[:60]!r} of a user cannot be that of a folder. Give a text of at most 255 bytes without '/', "
+            "such as 'ada'."
+        )
+
+
+def _fits_a_name(name: str) -> bool:
+    try:
+        return len(name.encode()) <= 255
+    except UnicodeEncodeError:
+        return False
+
+
+def _save_adapter(policy: PeftModel, film: torch.Tensor, path: Path) -> None:
+    layers = _gated_layers(policy)
     adapter = policy.active_adapter
     state = get_peft_model_state_dict(policy, adapter_name=adapter, save_embedding_layers=False)
     state = {name: weight for name, weight in state.items() if not _is_ours(name)}
@@ -127,7 +143,7 @@ def _save_adapter(policy: PeftModel, user, path: Path) -> None:
     config = copy.deepcopy(policy.peft_config[adapter])
     config.modules_to_save = [name for name in config.modules_to_save if name not in NP_MODULES] or None
     config.inference_mode = True
-    with _whole_folder(path) as folder:
+    with whole_folder(path) as folder:
         config.save_pretrained(folder)
         weights = {name: weight.cpu().contiguous() for name, weight in state.items()}
         save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
@@ -144,7 +160,7 @@ def _base(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 def _modulation(policy: PreTrainedModel | PeftModel, user) -> torch.Tensor:
     """What the hypernetwork says of one user: `(1, L, 2, H)`, or gates `(1, G)`."""
-    latents = stack_latents([user], policy.device)
+    latents = stack_latents([user], policy)
     if latents.shape[0] != 1:
         raise ValueError(f"`user` has latents of {latents.shape[0]} users. Export one at a time: `latents[:1]`.")
     return _base(policy).model.infer_film(latents)
@@ -193,17 +209,3 @@ def _to_plain(model: PreTrainedModel) -> PreTrainedModel:
     )
     plain.generation_config = model.generation_config
     return plain
-
-
-@contextmanager
-def _whole_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to write to, which gets its name when it is complete and is gone if it never is."""
-    path = Path(path)
-    if path.is_file() or path.exists() and any(path.iterdir()):
-        raise FileExistsError(f"There is something in {str(path)!r}. Name another folder, or remove it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}_") as parent:
-        folder = Path(parent, path.name)
-        folder.mkdir()
-        yield folder
-        folder.replace(path)

@@ -1,21 +1,50 @@
-"""What tells the models that infer the same latents from the same choices from all others."""
+"""Fingerprints: a hash that identifies the models which infer the same latents from the same choices."""
 
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 
+import torch
+from accelerate.utils import align_module_device
+from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
+from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.weights import sample_weight
 
 
+# fields of a policy's configuration that change how its trunk embeds options
+_TRUNK_FIELDS = ("context_layer", "option_pooling", "context_max_length", "context_truncation")
+# those of a decoder that do not: how it was loaded and saved, what it ends with, and what is above the trunk
+_OTHER_FIELDS = {
+    *FILM_FIELDS,
+    "architectures",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "format_version",
+    "model_type",
+    "num_hidden_layers",
+    "pad_token_id",
+    "quantization_config",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+}
 # what PEFT wraps around a model and its modules
-WRAPPING = {"base_model", "model", "modules_to_save", "default", "base_layer"}
+_WRAPPING = {"base_model", "model", "modules_to_save", "default", "base_layer"}
 
 
 def fingerprint(model: nn.Module) -> str:
     """
-    Hash what a latent depends on: the context encoder, the vectors of options, and what embeds options: the policy's trunk,
-    or what the config says of another embedder.
+    Hash what a latent depends on: the context encoder with its statistics, the options with vectors, and the embedder, which
+    is the policy's trunk or the model that the config names. Neither where a model lies nor its precision counts.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -24,20 +53,14 @@ def fingerprint(model: nn.Module) -> str:
     Returns:
         `str`: 16 hexadecimal digits, the same for an adapter and the policy that it is merged into.
     """
-    config = model.config
-    trunk = getattr(config, "context_layer", 0) if getattr(config, "context_source", None) == "trunk" else 0
-    inferring = {"context_encoder", "option_vectors", *(["embed_tokens"] if trunk else [])}
-    weights = {}
-    for name, weight in model.named_parameters():
-        parts = name.split(".")
-        in_trunk = "layers" in parts and int(parts[parts.index("layers") + 1]) < trunk
-        if "original_module" in parts or not (in_trunk or inferring.intersection(parts)):
-            continue
-        weights[".".join(part for part in parts if part not in WRAPPING)] = weight
-    digest = hashlib.sha256(json.dumps(getattr(config, "embedder", None), sort_keys=True).encode())
-    for name in sorted(weights):
-        digest.update(f"{name} {tuple(weights[name].shape)}".encode())
-        digest.update(sample_weight(weights[name]))
+    base = _base_of(model)
+    digest = hashlib.sha256(json.dumps(_settings(base), sort_keys=True, default=str).encode())
+    for name, module in _inferring_modules(base):
+        for path, part in sorted(module.named_modules()):
+            with align_module_device(part):  # where weights are offloaded
+                for key, values in _own_tensors(part):
+                    digest.update(f"{name} {path} {key} {tuple(values.shape)}".encode())
+                    digest.update(_describe(values))
     return digest.hexdigest()[:16]
 
 
@@ -57,8 +80,111 @@ def check_fingerprint(found: str, model: nn.Module, what: str) -> None:
         `ValueError`: if they are another model's.
     """
     expected = fingerprint(model)
-    if found != expected:
+    if found not in (expected, _fingerprint_0_1(model)):
         raise ValueError(
             f"{what} is of another model (fingerprint {found!r}; this model has {expected!r}). Latents of different models "
             "have nothing in common: infer the user anew from the choices."
         )
+
+
+def is_same_model(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models are one, alone or inside an adapter."""
+    return _base_of(one) is _base_of(other)
+
+
+def _base_of(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _settings(base: nn.Module) -> dict:
+    """What the configuration says of how latents are inferred."""
+    config = base.config
+    settings = {"context": config.context_config.to_diff_dict()}
+    settings["context"] = {key: value for key, value in settings["context"].items() if key not in _OTHER_FIELDS}
+    if hasattr(config, "option_ids"):  # a reward model
+        embedder = base.__dict__.get("text_embedder")  # assigned, or made of what the config says
+        embedder = config.embedder if embedder is None else asdict(embedder)
+        return settings | {"option_ids": config.option_ids, "embedder": _describe_embedder(embedder)}
+    if config.context_source != "trunk":
+        return settings
+    decoder = {key: value for key, value in config.to_diff_dict().items() if key not in _OTHER_FIELDS}
+    return settings | {"decoder": decoder, **{name: getattr(config, name) for name in _TRUNK_FIELDS}}
+
+
+def _describe_embedder(embedder: dict | None) -> dict | None:
+    """An embedder's settings, and its name on the Hub; of a folder, which may move, its content."""
+    if embedder is None or not Path(embedder["name_or_path"]).is_dir():
+        return embedder
+    settings = {key: value for key, value in embedder.items() if key not in ("name_or_path", "revision")}
+    files = sorted(Path(embedder["name_or_path"]).glob("*.safetensors")) + [
+        path for name in ("config.json", "tokenizer.json") if (path := Path(embedder["name_or_path"], name)).is_file()
+    ]
+    return settings | {"files": [(path.name, _sample_file(path)) for path in files]}
+
+
+def _sample_file(path: Path, samples: int = 256, size: int = 4096) -> str:
+    """Hash evenly spaced parts of a file: all of a small one."""
+    length = path.stat().st_size
+    digest = hashlib.sha256(str(length).encode())
+    with path.open("rb") as file:
+        for start in range(0, length, max(size, length // samples)):
+            file.seek(start)
+            digest.update(file.read(size))
+    return digest.hexdigest()
+
+
+def _inferring_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that infer latents, by name, without what PEFT wraps around them."""
+    backbone = getattr(base, "model", base)
+    yield "context_encoder", _active(backbone.context_encoder)
+    if getattr(base.config, "option_ids", None):
+        yield "option_vectors", base.option_vectors
+    if getattr(base.config, "context_source", None) == "trunk":
+        yield "embed_tokens", _active(base.get_input_embeddings())
+        for index in range(base.config.context_layer):
+            yield f"layers.{index}", backbone.layers[index]
+
+
+def _active(module: nn.Module) -> nn.Module:
+    """The copy of a module that an adapter has trained, where there is one."""
+    if not isinstance(module, ModulesToSaveWrapper):
+        return module
+    return module.modules_to_save[module.active_adapters[0]]
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and saved buffers of a module itself, in order."""
+    tensors = dict(module.named_parameters(recurse=False))
+    saved = module.state_dict(keep_vars=True).keys()
+    tensors |= {name: values for name, values in module.named_buffers(recurse=False) if name in saved}
+    yield from sorted(tensors.items())
+
+
+def _describe(values: torch.Tensor, block: int = 2**24) -> bytes:
+    """Values by samples, and all of them by sums of their bits, which do not depend on an order of summation."""
+    if not values.is_floating_point():  # quantised
+        return values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    samples, total, squares = sample_weight(values, block if values.numel() <= 2**16 else 1024), 0, 0
+    for part in values.detach().flatten().split(block):
+        bits = part.to("cpu", torch.bfloat16).view(torch.int16).long()
+        total, squares = total + int(bits.sum()), squares + int((bits * bits).sum())
+    return samples + f"{total} {squares}".encode()
+
+
+def _fingerprint_0_1(model: nn.Module) -> str:
+    """The fingerprint of np_trl 0.1.0, which saved profiles carry."""
+    config = model.config
+    trunk = getattr(config, "context_layer", 0) if getattr(config, "context_source", None) == "trunk" else 0
+    inferring = {"context_encoder", "option_vectors", *(["embed_tokens"] if trunk else [])}
+    weights = {}
+    for name, weight in model.named_parameters():
+        parts = name.split(".")
+        in_trunk = "layers" in parts and int(parts[parts.index("layers") + 1]) < trunk
+        if "original_module" in parts or weight.is_meta or not (in_trunk or inferring.intersection(parts)):
+            continue
+        weights[".".join(part for part in parts if part not in _WRAPPING)] = weight
+    digest = hashlib.sha256(json.dumps(getattr(config, "embedder", None), sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(f"{name} {tuple(weights[name].shape)}".encode())
+        digest.update(sample_weight(weights[name]))
+    return digest.hexdigest()[:16]

@@ -1,28 +1,23 @@
 """A user: choices that can be added and forgotten, and the latent that a model infers from them."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from np_trl.users.choices import join_contexts, key_of, no_choices, read_choices
-from np_trl.users.fingerprint import check_fingerprint, fingerprint
+from np_trl.users.choices import Choice, join_contexts, key_of, no_choices
+from np_trl.users.fingerprint import check_fingerprint, fingerprint, is_same_model
 from np_trl.users.posterior import check_at_least, is_gaussian, sample_latents
-
-
-# where a file says what it holds
-FACTS = "np_trl.UserProfile"
+from np_trl.users.profile_file import read_profile, write_profile
 
 
 class UserProfile:
     """
     The choices of a user as a model sees them, and the latent that it infers from them.
 
-    Each choice is embedded by itself, and the latent is inferred anew from those that are there. So a choice that was
-    removed leaves nothing behind: the profile is, to the bit, one that never saw it. Texts are not kept.
+    Each choice is embedded by itself, and the latent is inferred again from those that are there. So a choice that was
+    removed leaves nothing behind: the profile is bit-identical to one that never saw it. Texts are not kept; embeddings are,
+    and who has the model and a list of questions can tell by them what was chosen. Keep profiles as other personal data.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -50,7 +45,7 @@ class UserProfile:
                 "This model has `conditional=False`: it knows no users, so there can be no profile of one."
             )
         self.model, self.tokenizer = model, tokenizer
-        self._choices: list[tuple[str, dict[str, torch.Tensor]]] = []  # the key of a pair, and its context set
+        self._choices: list[Choice] = []
         self.add(*pairs)
 
     def __len__(self) -> int:
@@ -59,12 +54,16 @@ class UserProfile:
 
     def __contains__(self, pair: dict) -> bool:
         """Whether a choice is there."""
-        return key_of(pair) in self.keys
+        return self.has(key_of(pair))
+
+    def has(self, pair_key: str) -> bool:
+        """Whether the choice of a pair is there, given by [`key_of`]."""
+        return any(choice.is_of(pair_key) for choice in self._choices)
 
     @property
     def keys(self) -> list[str]:
-        """What each choice is known by: a hash."""
-        return [key for key, _ in self._choices]
+        """The key of each choice: a hash that only who has its embeddings can compare with that of a pair."""
+        return [choice.key for choice in self._choices]
 
     def add(self, *pairs: dict) -> None:
         """
@@ -76,9 +75,9 @@ class UserProfile:
                 of size E.
 
         Raises:
-            `ValueError`: if a pair lacks a part, or an embedding is not of size E or not finite. None is added then.
+            `ValueError`: if training would refuse a pair ([`read_choices`]). None is added then.
         """
-        self._choices += [(key_of(pair), read_choices(self.model, self.tokenizer, [pair])) for pair in pairs]
+        self._choices += [Choice.read(self.model, self.tokenizer, pair) for pair in pairs]
 
     def remove(self, pair: dict) -> None:
         """
@@ -91,9 +90,11 @@ class UserProfile:
         Raises:
             `KeyError`: if it was not.
         """
-        if pair not in self:
+        pair_key = key_of(pair)
+        found = [index for index, choice in enumerate(self._choices) if choice.is_of(pair_key)]
+        if not found:
             raise KeyError(f"None of the {len(self)} choices of this profile is {pair}. Nothing was removed.")
-        del self._choices[self.keys.index(key_of(pair))]
+        del self._choices[found[0]]
 
     def merge(self, other: "UserProfile") -> "UserProfile":
         """
@@ -109,9 +110,11 @@ class UserProfile:
         Raises:
             `ValueError`: if the other is of another model.
         """
-        check_fingerprint(fingerprint(other.model), self.model, "The other profile")
+        other.check_model(self.model, "The other profile")
         merged = UserProfile(self.model, self.tokenizer)
-        merged._choices = list({key: (key, context) for key, context in self._choices + other._choices}.values())
+        for choice in self._choices + other._choices:
+            if not any(map(choice.is_same, merged._choices)):
+                merged._choices.append(choice)
         return merged
 
     def blend(self, other: "UserProfile", weight: float) -> torch.Tensor:
@@ -122,7 +125,8 @@ class UserProfile:
             other ([`UserProfile`]):
                 A profile of the same model.
             weight (`float`):
-                Share of the other: 0 is this user, 1 the other; beyond these the difference is exaggerated.
+                Share of the other: 0 is this user, 1 the other; beyond these the difference is exaggerated. A weight that is
+                not finite, or leads far beyond any user's latent, is refused where the latent is used.
 
         Returns:
             `torch.Tensor` of shape `(1, Z)`: a latent, which can be one of the `users` of the model's methods.
@@ -130,7 +134,7 @@ class UserProfile:
         Raises:
             `ValueError`: if the other is of another model.
         """
-        check_fingerprint(fingerprint(other.model), self.model, "The other profile")
+        other.check_model(self.model, "The other profile")
         return torch.lerp(self.latents, other.latents.to(self.latents), weight)
 
     @property
@@ -144,7 +148,23 @@ class UserProfile:
         """The choices as the arguments of the model's `infer_latents`, with `context_embeds` of shape `(1, C, 2, E)`."""
         if not self._choices:
             return no_choices(self.model)
-        return join_contexts([context for _, context in self._choices], self.model.device)
+        return join_contexts([choice.context for choice in self._choices], self.model.device)
+
+    def check_model(self, model, what: str = "The profile") -> None:
+        """
+        Check that the latents of this profile are those of a model.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                The model that is to take them.
+            what (`str`, *optional*):
+                What to call the profile in an error.
+
+        Raises:
+            `ValueError`: if they are another model's.
+        """
+        if not is_same_model(self.model, model):
+            check_fingerprint(fingerprint(self.model), model, what)
 
     @torch.no_grad()
     def uncertainty(self, pool=None, num_samples: int = 64, seed: int = 0) -> torch.Tensor:
@@ -170,17 +190,14 @@ class UserProfile:
 
     def save(self, path: str | Path) -> None:
         """
-        Save the profile: embeddings and hashes of the choices, and what tells its model from others. No texts.
+        Save the profile: embeddings and keys of the choices, and the fingerprint of the model. No texts.
 
         Args:
             path (`str` or `Path`):
-                A safetensors file. It appears when it is complete.
+                A safetensors file in a folder that exists. It appears when it is complete; until then, and if it cannot be
+                written, the old one stays.
         """
-        tensors = {name: values.contiguous() for name, values in self.context_set.items()}
-        facts = {"fingerprint": fingerprint(self.model), "choices": self.keys}
-        part = Path(f"{path}.part")
-        save_file(tensors, part, {FACTS: json.dumps(facts)})
-        part.replace(path)
+        write_profile(path, fingerprint(self.model), self.keys, self.context_set)
 
     @classmethod
     def load(cls, path: str | Path, model, tokenizer=None) -> "UserProfile":
@@ -198,18 +215,8 @@ class UserProfile:
         Raises:
             `ValueError`: if the file is damaged or no profile, or the profile is of another model.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                context = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is not whole ({error}). Save the profile again.") from error
-        if FACTS not in metadata:
-            raise ValueError(f"{str(path)!r} is no profile of a user. Pass a file that `UserProfile.save` wrote.")
-        facts = json.loads(metadata[FACTS])
-        check_fingerprint(facts["fingerprint"], model, repr(str(path)))
+        found, choices = read_profile(path, model)
+        check_fingerprint(found, model, repr(str(path)))
         profile = cls(model, tokenizer)
-        for index, key in enumerate(facts["choices"]):
-            choice = {name: values[:, index : index + 1].to(model.device) for name, values in context.items()}
-            profile._choices.append((key, choice))
+        profile._choices = choices
         return profile

@@ -1,12 +1,12 @@
 """Questions that a user may be asked: pairs of options, and what users of given latents would answer."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import nn
 
-from np_trl.models.pairs import SIDES, check_pairs
+from np_trl.models.texts import check_pair
 from np_trl.users.choices import key_of, read_choices, reverse
+from np_trl.users.fingerprint import is_same_model
+from np_trl.users.reference import reference_policy
 
 
 # of a policy at a time: the largest number of sequences, and of logits, which are half a GiB in float32
@@ -19,8 +19,7 @@ class QuestionPool:
 
     What a user of latent z would answer is what the model says of it. To a reward model the log-odds of the first option
     are the difference of rewards (eq. 7). To a policy they are those of its implicit reward (eq. 8): `dpo_beta` times how
-    much more than the reference it favours the option. The reference is the model without its adapter; of a merged policy,
-    whose base is no longer there, it is the policy without a user.
+    much more than the reference it favours the option: [`reference_policy`].
 
     Args:
         pairs (`list[dict]`):
@@ -31,7 +30,7 @@ class QuestionPool:
             The tokenizer of a policy.
 
     Raises:
-        `ValueError`: if there are no pairs, or a pair lacks a part.
+        `ValueError`: if there are no pairs, or training would refuse one ([`read_choices`]), or a policy gets no texts.
     """
 
     def __init__(self, pairs: list[dict], model, tokenizer=None):
@@ -43,21 +42,24 @@ class QuestionPool:
         self._in_order = torch.tensor([chosen <= rejected for chosen, rejected in self._keys])  # (P,)
         self._is_policy = not hasattr(model, "choice_logits")
         if self._is_policy:
-            check_pairs(self.pairs, ("prompt", *SIDES))
+            for index, pair in enumerate(self.pairs):
+                check_pair(pair, f"Pair {index}")
             if tokenizer is None:
                 raise ValueError("A policy answers in tokens. Pass its `tokenizer`.")
             self._tokens = model.tokenize_pairs(self.pairs, tokenizer)
-            with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-                self._reference = self._margins(torch.arange(len(self)), None)  # (P,)
+            self._reference = self._margins(torch.arange(len(self)), None, reference_policy(model))  # (P,)
 
     def __len__(self) -> int:
         """Number of pairs P."""
         return len(self.pairs)
 
+    def __getitem__(self, number: int) -> dict:
+        """The pair of a number."""
+        return self.pairs[number]
+
     def unanswered(self, user) -> list[int]:
-        """Return the numbers of the pairs that a user ([`UserProfile`]) has not been asked."""
-        answered = set(user.keys)
-        return [number for number, keys in enumerate(self._keys) if answered.isdisjoint(keys)]
+        """Return the numbers of the pairs that a user ([`UserProfile`]) has not been asked, either way round."""
+        return [number for number, keys in enumerate(self._keys) if not any(map(user.has, keys))]
 
     @torch.no_grad()
     def logits(self, latents: torch.Tensor, numbers: torch.LongTensor) -> torch.Tensor:
@@ -152,8 +154,10 @@ class QuestionPool:
         )
         return self.model.choice_logits(outputs)
 
-    def _margins(self, numbers: torch.LongTensor, latents: torch.Tensor | None) -> torch.Tensor:
-        """Difference of the log-probabilities of the two completions `(N,)`."""
+    def _margins(
+        self, numbers: torch.LongTensor, latents: torch.Tensor | None, model: nn.Module | None = None
+    ) -> torch.Tensor:
+        """Difference of the log-probabilities of the two completions `(N,)`, by another model where one is given."""
         rows = torch.stack([2 * numbers, 2 * numbers + 1], dim=1).flatten()  # (2N,)
         latents = None if latents is None else latents.repeat_interleave(2, dim=0)
         length, vocab_size = self._tokens["input_ids"].shape[1], self.model.config.vocab_size
@@ -161,16 +165,16 @@ class QuestionPool:
         sums = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            sums.append(self._log_probs(rows[part], None if latents is None else latents[part]))
+            sums.append(self._log_probs(rows[part], None if latents is None else latents[part], model or self.model))
         chosen, rejected = torch.cat(sums).view(-1, 2).unbind(dim=1)
         return chosen - rejected
 
     @torch.no_grad()
-    def _log_probs(self, rows: torch.LongTensor, latents: torch.Tensor | None) -> torch.Tensor:
+    def _log_probs(self, rows: torch.LongTensor, latents: torch.Tensor | None, model: nn.Module) -> torch.Tensor:
         """Log-probabilities of completions, summed over their tokens, `(B,)`."""
         tokens = {name: values[rows] for name, values in self._tokens.items()}
         mask = tokens.pop("completion_mask")[:, 1:]
-        logits = self.model(**tokens, latents=latents, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
+        logits = model(**tokens, latents=latents, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
         log_probs = -nn.functional.cross_entropy(logits.transpose(1, 2), tokens["input_ids"][:, 1:], reduction="none")
         return (log_probs * mask).sum(dim=1)
 
@@ -179,7 +183,7 @@ def as_pool(pool, user) -> QuestionPool:
     """Return a pool of questions, given as one or as pairs, for the model of a user ([`UserProfile`])."""
     if not isinstance(pool, QuestionPool):
         return QuestionPool(pool, user.model, user.tokenizer)
-    if pool.model is not user.model:
+    if not is_same_model(pool.model, user.model):
         names = pool.model.config.name_or_path, user.model.config.name_or_path
         raise ValueError(
             f"The pool was read by another model ({names[0]!r}) than the user's ({names[1]!r}). Make it with `user.model`."

@@ -1,8 +1,10 @@
 """A user's reward model at work on what any language model writes: the best of n, and the reward of GRPO and RLOO."""
 
+import hashlib
+
 import torch
 
-from np_trl.users.fingerprint import check_fingerprint, fingerprint
+from np_trl.users.fingerprint import fingerprint
 from np_trl.users.profile import UserProfile
 
 
@@ -74,7 +76,10 @@ class UserReward:
             policy first.
         users ([`UserProfile`], `torch.Tensor` of shape `(1, Z)`, or a `dict` of them):
             The user of all prompts, or users by what the dataset's column `user_id` calls them: profiles of the reward
-            model, or latents that it inferred. A latent is inferred once, and anew when the choices of its profile change.
+            model, or latents that it inferred. A latent is inferred once, and again when the choices of its profile change.
+        name (`str`, *optional*):
+            Name under which TRL logs the reward. `"user_reward_"` and a hash of the reward model and of the users if not set,
+            so that two rewards of one run never share a name.
 
     Raises:
         `ValueError`: if there are no users, or a profile is of another model.
@@ -87,7 +92,7 @@ class UserReward:
     ```
     """
 
-    def __init__(self, reward_model, users: User | dict):
+    def __init__(self, reward_model, users: User | dict, name: str | None = None):
         self.by_user_id = isinstance(users, dict)
         self.users = users if self.by_user_id else {None: users}
         if not self.users:
@@ -95,8 +100,8 @@ class UserReward:
         for user_id, user in self.users.items():
             _check_user(user, reward_model, f"`users[{user_id!r}]`" if self.by_user_id else "The user")
         self.reward_model = reward_model.eval()
-        self.__name__ = "user_reward"  # what TRL logs it as
         self._inferred = {}  # user_id -> the keys of choices, and the latent inferred from them
+        self.__name__ = self._hash_name() if name is None else name  # what TRL logs it as
 
     def __call__(self, prompts: list[Text], completions: list[Text], **columns) -> list[float]:
         """
@@ -121,6 +126,12 @@ class UserReward:
         ]
         latents = [self._latents_of(user_id) for user_id in self._user_ids(len(options), columns)]
         return _score(self.reward_model, options, latents).tolist()
+
+    def _hash_name(self) -> str:
+        digest = hashlib.sha256(fingerprint(self.reward_model).encode())
+        for user_id in self.users:
+            digest.update(repr(user_id).encode() + self._latents_of(user_id).float().cpu().numpy().tobytes())
+        return f"user_reward_{digest.hexdigest()[:8]}"
 
     def _user_ids(self, num_options: int, columns: dict) -> list:
         if not self.by_user_id:
@@ -155,5 +166,5 @@ def _score(reward_model, options: list[dict], users: list[User]) -> torch.Tensor
 
 
 def _check_user(user: User, reward_model, name: str) -> None:
-    if isinstance(user, UserProfile) and user.model is not reward_model:
-        check_fingerprint(fingerprint(user.model), reward_model, name)
+    if isinstance(user, UserProfile):
+        user.check_model(reward_model, name)

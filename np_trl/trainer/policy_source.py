@@ -1,0 +1,74 @@
+"""Where a policy comes from. TRL would load it from there, but knows no FiLM; so all that TRL loads is loaded here, alike."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from peft import PeftConfig
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from np_trl.trainer.np_dpo_config import NPDPOConfig
+from np_trl.trainer.policy import create_policy, create_reference, find_commit, hub_arguments, read_policy_config
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """
+    A path, and how it is read: the policy, its reference policy and its tokenizer come from the same revision, folder and
+    cache, in the same precision.
+
+    Args:
+        path (`str`):
+            Directory or Hub name of a plain base model or of a policy.
+        init_kwargs (`dict[str, Any]`):
+            Arguments of `from_pretrained`.
+    """
+
+    path: str
+    init_kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, path: str | os.PathLike, args: NPDPOConfig, quantization_config=None) -> "PolicySource":
+        """
+        Read a path as TRL's trainers do. `args` stay unchanged.
+
+        Raises:
+            `ValueError`: if there are two configurations of a quantisation.
+        """
+        init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+        if quantization_config is not None:
+            if "quantization_config" in init_kwargs:
+                raise ValueError(
+                    "`quantization_config` is an argument of the trainer and in `args.model_init_kwargs`. Pass it once, to the "
+                    "trainer."
+                )
+            init_kwargs["quantization_config"] = quantization_config
+        if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
+            init_kwargs["device_map"] = None
+        return cls(os.fspath(path), init_kwargs)
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit on the Hub."""
+        return find_commit(self.path, **self.init_kwargs)
+
+    def read_config(self, film_kwargs: dict) -> PreTrainedConfig:
+        """The configuration of the policy: [`read_policy_config`]."""
+        return read_policy_config(self.path, film_kwargs, **self.init_kwargs)
+
+    def load_policy(self, film_kwargs: dict, peft_config: PeftConfig | None) -> PreTrainedModel:
+        """The policy, for the adapter that it will get: [`create_policy`]."""
+        return create_policy(self.path, film_kwargs, peft_config, **self.init_kwargs)
+
+    def load_reference(self, policy: PreTrainedModel) -> PreTrainedModel:
+        """The reference policy of a policy without an adapter, in the precision and with the attention of the policy."""
+        like_policy = {"dtype": policy.dtype, "attn_implementation": policy.config._attn_implementation}
+        return create_reference(self.path, **{**self.init_kwargs, **like_policy})
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        source = hub_arguments(self.init_kwargs)
+        return AutoTokenizer.from_pretrained(
+            self.path, trust_remote_code=self.init_kwargs["trust_remote_code"], **source
+        )
