@@ -10,7 +10,6 @@ python examples/best_of_n.py \
 ```
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import TrlParser
 
 from np_trl import NPRewardModel, UserProfile, best_of_n
+from np_trl.users import read_pairs
 
 
 @dataclass
@@ -57,16 +57,14 @@ def write_candidates(script_args: ScriptArguments) -> list[list[str]]:
     return [texts[start : start + n] for start in range(0, len(texts), n)]
 
 
-def read_user(path: str, reward_model: NPRewardModel) -> UserProfile:
-    return UserProfile(reward_model, pairs=json.loads(Path(path).read_text(encoding="utf-8"))["pairs"])
-
-
 def main(script_args: ScriptArguments) -> None:
     set_seed(script_args.seed)
     reward_model = NPRewardModel.from_pretrained(script_args.reward_model_name_or_path)
     candidates = write_candidates(script_args)
     picks = {
-        Path(path).stem: best_of_n(reward_model, script_args.prompts, candidates, read_user(path, reward_model))
+        Path(path).stem: best_of_n(
+            reward_model, script_args.prompts, candidates, UserProfile(reward_model, pairs=read_pairs(path))
+        )
         for path in script_args.users
     }
     for index, prompt in enumerate(script_args.prompts):

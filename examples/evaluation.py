@@ -53,18 +53,19 @@ class EvaluationArguments:
     drop_ties: bool = field(
         default=True, metadata={"help": "Leave out pairs of identical options, instead of raising an error."}
     )
-    beta: float = field(
-        default=0.1,
-        metadata={
-            "help": "Temperature of the implicit reward of a policy, as in its training. Accuracies do not need it."
-        },
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "Temperature of the implicit reward of a policy. Default: that of its training."},
     )
     max_length: int | None = field(
-        default=1024,
-        metadata={"help": "Largest number of tokens that a policy reads of an option, as in its training."},
+        default=None,
+        metadata={"help": "Largest number of tokens that a policy reads of an option. Default: that of its training."},
     )
-    truncation_mode: str = field(
-        default="keep_start", metadata={"help": "Which end is kept of a longer one: keep_start or keep_end."}
+    truncation_mode: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which end is kept of a longer one: keep_start or keep_end. Default: that of the policy's training."
+        },
     )
     dtype: str = field(default="float32", metadata={"help": "Data type of a policy and of its reference."})
     batch_size: int = field(
@@ -119,14 +120,15 @@ def build_trainer(script_args: EvaluationArguments) -> NPRewardTrainer | NPDPOTr
             f"{path!r} is a merged policy, whose implicit reward needs the reference policy. Pass its base model as "
             "`--ref_model_name_or_path`."
         )
+    config = policy.config
     return NPDPOTrainer(
         policy,
         ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=script_args.dtype),
         args=NPDPOConfig(
             **training_args,
-            beta=script_args.beta,
-            max_length=script_args.max_length,
-            truncation_mode=script_args.truncation_mode,
+            beta=config.dpo_beta if script_args.beta is None else script_args.beta,
+            max_length=script_args.max_length or config.context_max_length,
+            truncation_mode=script_args.truncation_mode or config.context_truncation,
         ),
         processing_class=AutoTokenizer.from_pretrained(path),
         **datasets,

@@ -17,7 +17,6 @@ python examples/export.py --model_name_or_path runs/np_dpo_style_lora --form mod
 ```
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from transformers import AutoTokenizer
 from trl import TrlParser
 
 from np_trl import UserProfile, export_adapter, export_model, load_policy
+from np_trl.users import read_pairs
 
 
 FORMS = ("adapter", "model")
@@ -48,7 +48,7 @@ def read_user(path: str, model, tokenizer) -> UserProfile:
     """Read a user's profile, or choices in JSON."""
     if Path(path).suffix == ".safetensors":
         return UserProfile.load(path, model, tokenizer)
-    return UserProfile(model, tokenizer, json.loads(Path(path).read_text(encoding="utf-8"))["pairs"])
+    return UserProfile(model, tokenizer, read_pairs(path))
 
 
 def main(script_args: ScriptArguments) -> None:

@@ -6,13 +6,14 @@ python examples/generate.py --model_name_or_path runs/np_dpo_style/merged --user
 ```
 """
 
-import json
 from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer, set_seed
 from trl import TrlParser
 
 from np_trl import load_policy
+from np_trl.models.texts import check_text
+from np_trl.users import read_pairs
 
 
 @dataclass
@@ -30,6 +31,12 @@ class ScriptArguments:
     top_p: float = field(default=0.95, metadata={"help": "Probability mass of nucleus sampling."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling."})
 
+    def __post_init__(self):
+        if not self.prompts:
+            raise ValueError("`prompts` is empty. Give at least one prompt.")
+        for index, prompt in enumerate(self.prompts):
+            check_text(prompt, "prompts", f"entry {index}")
+
 
 def main(script_args: ScriptArguments) -> None:
     set_seed(script_args.seed)
@@ -38,8 +45,7 @@ def main(script_args: ScriptArguments) -> None:
     inputs = tokenizer(script_args.prompts, padding=True, return_tensors="pt")
     users = {}
     if script_args.user is not None:
-        with open(script_args.user, encoding="utf-8") as file:
-            latents = model.infer_user(json.load(file)["pairs"], tokenizer)  # (1, Z)
+        latents = model.infer_user(read_pairs(script_args.user), tokenizer)  # (1, Z)
         users["latents"] = latents.expand(len(script_args.prompts), -1)
     outputs = model.generate(
         **inputs,

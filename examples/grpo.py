@@ -23,7 +23,6 @@ accelerate launch examples/grpo.py \
 ```
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -50,6 +49,7 @@ from np_trl import (
 from np_trl.data import PreferenceRows, style_population
 from np_trl.data.loading import load_preferences
 from np_trl.data.style_population import STYLES, split_prompts
+from np_trl.users import read_pairs
 
 
 HERE = Path(__file__).resolve().parent
@@ -227,7 +227,7 @@ def main(script_args: ScriptArguments, training_args: GRPOConfig, model_args: Mo
         choices = draw_choices(script_args, training_args.seed)
         prompts = Dataset.from_dict({"prompt": split_prompts()[0]})
     else:
-        choices = Dataset.from_list(json.loads(Path(script_args.user).read_text(encoding="utf-8"))["pairs"])
+        choices = Dataset.from_list(read_pairs(script_args.user))
         prompts = load_preferences(script_args.dataset_name).select_columns(["prompt"])
     user = UserProfile(reward_model.to(training_args.device), pairs=choices.to_list())
     reward = UserReward(reward_model, user)

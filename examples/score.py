@@ -11,12 +11,12 @@ python examples/score.py \
 ```
 """
 
-import json
 from dataclasses import dataclass, field
 
 from trl import TrlParser
 
 from np_trl import NPRewardModel
+from np_trl.users import read_pairs
 
 
 @dataclass
@@ -36,8 +36,7 @@ def main(script_args: ScriptArguments) -> None:
     options = [{"prompt": script_args.prompt, "completion": text} for text in script_args.completions]
     columns = {"nobody": model.score(options)}
     if script_args.user is not None:
-        with open(script_args.user, encoding="utf-8") as file:
-            latents = model.infer_user(json.load(file)["pairs"])  # (1, Z)
+        latents = model.infer_user(read_pairs(script_args.user))  # (1, Z)
         columns["user"] = model.score(options, latents)
     print("".join(f"{name:>9}" for name in columns))
     for index, text in enumerate(script_args.completions):

@@ -294,3 +294,47 @@ def test_a_model_built_from_its_config_starts_as_the_identity(architecture):
     torch.testing.assert_close(
         model.model.context_encoder.memory.output.weight, torch.eye(CONTEXT_CONFIG["memory_size"])
     )
+
+
+def test_every_way_of_generating_writes_for_the_user(tmp_path):
+    model, plain = tiny_policy(tmp_path / "policy"), AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path / "base"))
+    torch.manual_seed(0)
+    latents, ids = torch.randn(1, 12), torch.tensor([[5, 6, 7, 8]])
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1}
+    expected = model.generate(ids, latents=latents, **settings)
+    assert not torch.equal(expected, model.generate(ids, **settings))
+    ways = {
+        "users": {"users": [latents]},
+        "prompt lookup": {"latents": latents, "prompt_lookup_num_tokens": 3},
+        "static cache": {"latents": latents, "cache_implementation": "static"},
+        "in chunks": {"latents": latents, "prefill_chunk_size": 3},
+        "drafts of a plain model": {"latents": latents, "assistant_model": plain},
+        "drafts of another policy": {"latents": latents, "assistant_model": tiny_policy(tmp_path / "other")},
+        "its own drafts": {"latents": latents, "assistant_early_exit": 1},
+    }
+    for name, way in ways.items():
+        assert torch.equal(model.generate(ids, **settings, **way), expected), name
+    with torch.no_grad():
+        assert torch.equal(model(ids, users=[latents]).logits, model(ids, latents=latents).logits)
+
+
+def test_continuous_batching_refuses_users(tmp_path):
+    model, latents = tiny_policy(tmp_path), torch.zeros(1, 12)
+    for way in (
+        lambda: model.generate_batch([[5, 6]], users=[latents], max_new_tokens=1),
+        lambda: model.generate_batch([[5, 6]], latents=latents, max_new_tokens=1),
+        lambda: model.generate(
+            torch.tensor([[5, 6]]), latents=latents, cache_implementation="paged", max_new_tokens=1
+        ),
+    ):
+        with pytest.raises(ValueError, match="would write for nobody"):
+            way()
+
+
+@pytest.mark.parametrize("users", [torch.zeros(1, 12), "ada", {"ada": torch.zeros(1, 12)}])
+def test_users_are_a_list_one_a_row(tmp_path, users):
+    model = tiny_policy(tmp_path)
+    with pytest.raises(ValueError, match="but takes a list"):
+        model.generate(torch.tensor([[5, 6]]), users=users, max_new_tokens=1)
+    with pytest.raises(ValueError, match="must be a latent of shape"):
+        model.generate(torch.tensor([[5, 6]]), users=["ada"], max_new_tokens=1)

@@ -100,3 +100,17 @@ def test_the_mode_is_found_in_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         weights = posterior_weights(margins, kernel, mask)
     torch.testing.assert_close(weights, posterior_weights(margins, kernel, mask))
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e8, 1e15, 1e18])
+def test_the_equations_of_any_finite_choices_are_solved(scale):
+    torch.manual_seed(0)
+    memory = PosteriorMemory(6, 4, 8)
+    memory.reset_parameters()
+    torch.nn.init.normal_(memory.population.weight)
+    hidden, mask = torch.randn(1, 300, 2, 4), torch.ones(1, 300, 1, dtype=torch.bool)
+    for options in (torch.randn(300, 2, 6), torch.randn(1, 2, 6).expand(300, 2, 6)):
+        options = (options * scale).requires_grad_()
+        pooled = memory(options, hidden, None, mask)
+        pooled.sum().backward()
+        assert pooled.isfinite().all() and options.grad.isfinite().all()

@@ -1,13 +1,20 @@
 """Profiles of users: exact forgetting, one model's alone, whole or not at all."""
 
+import json
+import os
+
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from np_trl import NPDPOTrainer, UserProfile, load_policy, select_pairs
+from np_trl.users.choices import key_of, reverse
 from np_trl.users.fingerprint import fingerprint
+from np_trl.users.profile_file import FACTS
+from np_trl.users.reference import reference_policy
 
 from .test_text_context import PAIRS
 from .test_text_embedder import tiny_bert
@@ -16,7 +23,7 @@ from .testing_utils import dpo_config, style_rows, tiny_base, tiny_policy, tiny_
 
 MORE = [
     {"prompt": "How do I paint the door?", "chosen": " ask a buddy", "rejected": " take it slow"},
-    {"prompt": "How do I sell the bike?", "chosen": " proceed with care", "rejected": " prepare the area"},
+    {"prompt": "How do I sell the bike?", "chosen": " proceed with great care", "rejected": " prepare the area"},
 ]
 KINDS = ["policy", "reward"]
 
@@ -177,3 +184,208 @@ def test_an_adapter_and_the_policy_it_is_merged_into_share_profiles(tmp_path):
         assert number in (2, 3)  # of those that are new to it
     expected = fingerprint(policy)
     assert fingerprint(policy.bfloat16()) == expected
+
+
+def open_file(path) -> tuple[dict, dict]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()[FACTS])
+
+
+DAMAGES = {
+    "a flipped bit": lambda tensors, facts: (tensors | {"context_embeds": tensors["context_embeds"] * 1.0001}, facts),
+    "a choice left out": lambda tensors, facts: (tensors, facts | {"choices": facts["choices"][:1]}),
+    "keys that are no text": lambda tensors, facts: (tensors, facts | {"choices": [1, None]}),
+    "no fingerprint": lambda tensors, facts: (tensors, {"choices": facts["choices"]}),
+    "facts that are a list": lambda tensors, facts: (tensors, [1]),
+}
+# of a file without a hash of its content, as np_trl 0.1.0 wrote them
+MISFITS = {
+    "not finite": lambda tensors: tensors | {"context_embeds": tensors["context_embeds"] * float("nan")},
+    "another size": lambda tensors: tensors | {"context_embeds": torch.zeros(1, 2, 2, 7)},
+    "two users": lambda tensors: {
+        name: values.repeat(2, *[1] * (values.dim() - 1)) for name, values in tensors.items()
+    },
+    "whole numbers": lambda tensors: tensors | {"context_embeds": tensors["context_embeds"].long()},
+    "hidden choices": lambda tensors: tensors | {"context_mask": tensors["context_mask"] & False},
+    "an argument too many": lambda tensors: tensors | {"item_embeds": torch.zeros(1, 2)},
+    "an argument too few": lambda tensors: {"context_embeds": tensors["context_embeds"]},
+    "no arguments": lambda tensors: {},
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model, tokenizer = build("policy", folder / "model")
+    user = profile(model, tokenizer, *PAIRS)
+    user.save(folder / "ada.safetensors")
+    return user, folder / "ada.safetensors"
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_profile_is_never_another_user(saved, tmp_path, damage):
+    user, path = saved
+    tensors, facts = damage(*open_file(path))
+    save_file(tensors, tmp_path / "x.safetensors", {FACTS: json.dumps(facts)})
+    with pytest.raises(ValueError, match="damaged"):
+        UserProfile.load(tmp_path / "x.safetensors", user.model, user.tokenizer)
+
+
+@pytest.mark.parametrize("misfit", MISFITS.values(), ids=MISFITS)
+def test_choices_that_do_not_fit_the_model_are_refused_before_use(saved, tmp_path, misfit):
+    user, path = saved
+    tensors, facts = open_file(path)
+    del facts["content"]
+    save_file(misfit(tensors), tmp_path / "x.safetensors", {FACTS: json.dumps(facts)})
+    with pytest.raises(ValueError, match="damaged profile, or one of another model"):
+        UserProfile.load(tmp_path / "x.safetensors", user.model, user.tokenizer)
+    save_file(tensors, tmp_path / "x.safetensors", {FACTS: json.dumps(facts | {"choices": list(map(key_of, PAIRS))})})
+    old = UserProfile.load(tmp_path / "x.safetensors", user.model, user.tokenizer)
+    assert torch.equal(old.latents, user.latents) and PAIRS[0] in old
+
+
+def test_numbers_of_options_that_the_model_does_not_have_are_refused(tmp_path):
+    model = tiny_reward_model(option_ids=["a", "b"]).eval()
+    pair = {
+        "chosen_embeds": [1.0] * 6,
+        "rejected_embeds": [0.0] * 6,
+        "chosen_option_id": "a",
+        "rejected_option_id": "b",
+    }
+    UserProfile(model, None, [pair]).save(tmp_path / "x.safetensors")
+    tensors, facts = open_file(tmp_path / "x.safetensors")
+    assert tensors["context_option_ids"].tolist() == [[[1, 2]]]
+    del facts["content"]
+    for number in (3, -1):
+        tensors["context_option_ids"] = torch.full((1, 1, 2), number)
+        save_file(tensors, tmp_path / "x.safetensors", {FACTS: json.dumps(facts)})
+        with pytest.raises(ValueError, match="numbers outside 0 to 2"):
+            UserProfile.load(tmp_path / "x.safetensors", model)
+
+
+def test_a_profile_tells_nothing_to_who_has_a_list_of_questions(saved, tmp_path):
+    user, path = saved
+    _, facts = open_file(path)
+    candidates = [key_of(way) for pair in (*PAIRS, *MORE) for way in (pair, reverse(pair))]
+    assert not set(candidates) & set(facts["choices"])
+    again = UserProfile.load(path, user.model, user.tokenizer)
+    assert all(pair in again and reverse(pair) not in again for pair in PAIRS) and MORE[0] not in again
+    assert set(again.keys).isdisjoint(profile(user.model, user.tokenizer, *MORE).keys)
+
+
+def test_a_profile_is_saved_beside_a_link_not_through_it(saved, tmp_path):
+    user, _ = saved
+    (tmp_path / "victim").write_text("precious")
+    os.symlink(tmp_path / "victim", tmp_path / "ada.safetensors.part")
+    user.save(tmp_path / "ada.safetensors")
+    assert (tmp_path / "victim").read_text() == "precious" and not (tmp_path / "ada.safetensors").is_symlink()
+
+
+CHANGES = {
+    "statistics": lambda model: model.model.context_encoder.standardizer.mean.add_(0.1),
+    "one weight": lambda model: model.model.context_encoder.option_encoder.input.weight[3, 5].add_(0.1),
+    "one weight of the trunk": lambda model: model.model.layers[0].mlp.up_proj.weight[7, 11].add_(0.1),
+    "one token": lambda model: model.model.embed_tokens.weight[200, 3].add_(0.1),
+    "pooling of options": lambda model: setattr(model.config, "option_pooling", "last"),
+    "length": lambda model: setattr(model.config, "context_max_length", 20),
+    "truncation": lambda model: setattr(model.config, "context_truncation", "keep_end"),
+    "pooling of pairs": lambda model: setattr(model.config.context_config, "pooling", "mean"),
+    "norm": lambda model: setattr(model.config, "rms_norm_eps", 1e-3),
+}
+NO_CHANGES = {
+    "above the trunk": lambda model: model.model.layers[2].mlp.up_proj.weight.add_(0.1),
+    "modulation": lambda model: model.model.film.weight.add_(0.1),
+    "beta": lambda model: setattr(model.config, "dpo_beta", 0.5),
+    "end token": lambda model: setattr(model.config, "eos_token_id", 3),
+    "place": lambda model: setattr(model.config, "_name_or_path", "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *NO_CHANGES])
+@torch.no_grad()
+def test_a_fingerprint_differs_where_latents_would(tmp_path, change):
+    model = build_policy(tmp_path)
+    before = fingerprint(model)
+    {**CHANGES, **NO_CHANGES}[change](model)
+    assert (fingerprint(model) != before) == (change in CHANGES)
+
+
+def test_a_moved_embedder_is_the_same_and_another_one_is_not(tmp_path):
+    def fingerprint_with(**settings) -> str:
+        return fingerprint(tiny_reward_model(**settings))
+
+    first = tiny_bert(tmp_path / "first")
+    before = fingerprint_with(embedder={"name_or_path": first})
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert fingerprint_with(embedder={"name_or_path": str(tmp_path / "moved")}) == before
+    assert fingerprint_with(embedder={"name_or_path": str(tmp_path / "moved"), "normalize": True}) != before
+    weights = tmp_path / "moved" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint_with(embedder={"name_or_path": str(tmp_path / "moved")}) != before
+    ids = [["a", "b"], ["b", "a"]]
+    assert len({fingerprint_with(option_ids=option_ids) for option_ids in ids}) == 2
+
+
+def test_a_profile_of_another_model_is_refused_wherever_latents_enter(tmp_path):
+    model, tokenizer = build("policy", tmp_path / "model")
+    other = build_policy(tmp_path / "other")
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(1.05)
+    stranger, inputs = profile(other, tokenizer, *PAIRS), torch.randint(3, 500, (1, 5))
+    reward = tiny_reward_model(embedder={"name_or_path": tiny_bert(tmp_path / "bert")}).eval()
+    options = [{"completion": "take it slow"}]
+    for method in (
+        lambda: model.generate(inputs, users=[stranger], max_new_tokens=1),
+        lambda: model(inputs, users=[stranger]),
+        lambda: reward.score(options, users=[stranger]),
+    ):
+        with pytest.raises(ValueError, match="is of another model"):
+            method()
+    assert model(inputs, users=[profile(model, tokenizer, *PAIRS)]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_latents_that_no_choices_lead_to_are_refused(tmp_path, value):
+    model, tokenizer = build("policy", tmp_path / "model")
+    user, inputs = profile(model, tokenizer, *PAIRS), torch.randint(3, 500, (1, 5))
+    blended = user.blend(profile(model, tokenizer, *MORE), value)
+    for latents in (torch.full((1, 12), value), blended):
+        for method in (
+            lambda: model.generate(inputs, latents=latents, max_new_tokens=1),  # noqa: B023
+            lambda: model.generate(inputs, users=[latents], max_new_tokens=1),  # noqa: B023
+            lambda: model(inputs, latents=latents),  # noqa: B023
+        ):
+            with pytest.raises(ValueError, match="holds NaN, infinite values, or values beyond 1e\\+06"):
+                method()
+
+
+def test_the_reference_is_run_without_switching_the_adapter_off_for_others(tmp_path):
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out"),
+        train_dataset=style_rows(),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(
+            r=4,
+            target_modules=["q_proj"],
+            layers_to_transform=[1, 2],
+            init_lora_weights=False,
+        ),
+    )
+    policy, inputs = trainer.model.eval(), torch.randint(3, 500, (1, 5))
+    with torch.no_grad():
+        before = policy(inputs).logits
+        with policy.disable_adapter():
+            expected = policy(inputs).logits
+        reference, seen = reference_policy(policy), []
+        # while the reference runs, the policy is run by another thread
+        hook = reference.get_base_model().model.layers[1].register_forward_hook(lambda *_: seen.append(policy(inputs)))
+        assert torch.equal(reference(inputs).logits, expected) and not torch.equal(expected, before)
+        hook.remove()
+    assert torch.equal(seen[0].logits, before)
+    assert {id(weight) for weight in reference.parameters()} == {id(weight) for weight in policy.parameters()}
+    policy.base_model.merge_adapter()
+    with pytest.raises(ValueError, match="Call `unmerge_adapter` first"):
+        reference_policy(policy)

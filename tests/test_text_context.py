@@ -12,7 +12,7 @@ from .testing_utils import dpo_config, style_rows, tiny_base, tiny_policy, tiny_
 
 PAIRS = [
     {"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy, then take it slow"},
-    {"prompt": "How do I sell the lamp?", "chosen": " prepare the area", "rejected": " proceed with care"},
+    {"prompt": "How do I sell the lamp?", "chosen": " prepare the area", "rejected": " proceed with great care"},
 ]
 CHAT_TEMPLATE = (
     "{{ greeting }}"
@@ -41,15 +41,18 @@ def build(tmp_path, dataset, tokenizer, **kwargs) -> NPDPOTrainer:
     )
 
 
-@pytest.mark.parametrize("kind", ["strings", "conversations", "with template arguments"])
-@pytest.mark.parametrize("truncation", [{}, {"max_length": 32}, {"max_length": 32, "truncation_mode": "keep_end"}])
-def test_tokens_and_embeddings_are_those_of_training(tmp_path, kind, truncation):
+@pytest.mark.parametrize("kind, limit", [("strings", 32), ("conversations", 48), ("with template arguments", 52)])
+@pytest.mark.parametrize("truncation", [None, "keep_start", "keep_end"])
+def test_tokens_and_embeddings_are_those_of_training(tmp_path, kind, limit, truncation):
     dataset, tokenizer = style_rows(num_users=2), tiny_tokenizer()
     if kind != "strings":
         dataset, tokenizer = dataset.map(as_conversation), chat_tokenizer()
     if kind == "with template arguments":
         dataset = dataset.add_column("chat_template_kwargs", [{"greeting": "hello"}] * len(dataset))
-    trainer = build(tmp_path, dataset, tokenizer, **truncation)
+    arguments = {} if truncation is None else {"max_length": limit, "truncation_mode": truncation}
+    trainer = build(tmp_path, dataset, tokenizer, **arguments)
+    lengths = [len(row["prompt_ids"] + row["chosen_ids"]) for row in trainer.train_dataset]
+    assert max(lengths) > limit > min(lengths)  # some are truncated
     pairs = dataset.select(range(12)).to_list()
     for pair, row in zip(pairs, trainer.train_dataset, strict=False):
         start, chosen, rejected = tokenize_pair(pair, tokenizer)

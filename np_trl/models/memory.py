@@ -158,7 +158,8 @@ def _bound_curvature(logits: torch.Tensor) -> torch.Tensor:
 
 def _solve(kernel: torch.Tensor, curvature: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Solve `(1 + W K) a = b` for a, with W the diagonal of the curvatures: `(U, C)`."""
-    root = curvature.clamp_min(1e-12).sqrt()  # a root has no gradient at 0
+    curvature = curvature.clamp_min(1e-12)
+    root = curvature.sqrt()  # which has no gradient at 0
     # a diagonal of ones, so that the equations of any finite kernel can be solved: rounding errors stay below the jitter
     scale = (1 + curvature * kernel.diagonal(dim1=1, dim2=2)).rsqrt()  # (U, C)
     scaled = root * scale

@@ -6,6 +6,7 @@ from np_trl.users.profile import UserProfile
 from np_trl.users.questions import QuestionPool
 from np_trl.users.rewards import UserReward, best_of_n
 from np_trl.users.selection import select_pairs
+from np_trl.users.user_file import read_pairs
 
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "best_of_n",
     "export_adapter",
     "export_model",
+    "read_pairs",
     "sample_latents",
     "select_pairs",
 ]
