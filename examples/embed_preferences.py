@@ -19,29 +19,32 @@ python examples/embed_preferences.py \
     --output_file data/ultrafeedback_hh/embeddings.parquet
 ```
 
-The start of a text is kept where it has more than `max_length` tokens. Train a reward model with the same settings,
+Where a text has more than `max_length` tokens, a response alone is cut off at its end. Of a prompt with its response the
+start is cut off, and a response that leaves no room for a prompt is refused. Train a reward model with the same settings,
 `--embedder_name_or_path`, `--embedder_pooling`, ..., and it embeds new texts alike.
 
 On several GPUs, one process each, which share the texts and one disk:
 `accelerate launch --multi_gpu --num_processes 8 examples/embed_preferences.py --model_name_or_path ...`
 
 A run that was killed goes on when its command is given again, on as many processes as there are then: it takes over the
-shards in `<output_file>.shards` of the same settings and texts. It does not notice when the model itself has changed, in its
-folder or behind the name of a branch: delete the shards then.
+shards in `<output_file>.shards` of the same settings and texts that are whole. It does not notice when the model itself has
+changed, in its folder or behind the name of a branch: delete the shards then.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import xxhash
 from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -50,6 +53,7 @@ from trl import TrlParser
 from np_trl import TextEmbedder
 from np_trl.data.embeddings import option_text, options_of, text_id
 from np_trl.data.loading import load_preferences
+from np_trl.files import whole_file
 
 
 @dataclass
@@ -78,7 +82,7 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Number of layers whose output is pooled. Default: all, and the norm behind them."},
     )
-    max_length: int = field(default=256, metadata={"help": "Largest number of tokens. The start of a text is kept."})
+    max_length: int = field(default=256, metadata={"help": "Largest number of tokens, the special ones included."})
     normalize: bool = field(default=False, metadata={"help": "Whether embeddings are scaled to length 1."})
     chat_template: bool = field(
         default=False, metadata={"help": "Whether prompt and response are put into the model's chat template."}
@@ -95,8 +99,12 @@ class ScriptArguments:
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads of a process."})
 
     def __post_init__(self):
-        if self.shard_size < 1:
-            raise ValueError(f"`shard_size={self.shard_size}` must be at least 1 text.")
+        for name, unit in (("batch_size", "text"), ("shard_size", "text"), ("num_threads", "thread")):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}={value}` must be at least 1 {unit}.")
+        self.build()
+        self.find_device()
 
     def build(self) -> TextEmbedder:
         return TextEmbedder(
@@ -112,9 +120,28 @@ class ScriptArguments:
         )
 
     def find_device(self) -> torch.device:
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if self.device == "auto":
+            return accelerator or torch.device("cpu")
+        allowed = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+        allowed |= {f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()) if accelerator}
+        if self.device not in allowed:
+            raise ValueError(f"`device={self.device!r}` is not here. Choose one of {['auto', *sorted(allowed)]}.")
+        return torch.device(self.device)
+
+    def find_output(self) -> Path:
+        """The file for the table; the program ends here if there can be none."""
+        path = Path(self.output_file)
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if path.suffix != ".parquet":
+            what = "does not end in `.parquet`, by which `--embeddings` knows a table"
+        elif path.is_dir():
+            what = "is a folder. Name a file in it"
+        elif not above.is_dir():
+            what = f"lies below {str(above)!r}, which is a file. Name one in a folder"
+        else:
+            return path
+        sys.exit(f"`output_file={self.output_file!r}` {what}.")
 
     def load(self) -> Iterator[Dataset]:
         """Load one dataset after the other."""
@@ -131,20 +158,33 @@ class Shard:
     options: dict[str, dict]
     fingerprint: str
 
-    def is_saved(self) -> bool:
-        """Tell whether the file is there, of the same options and settings."""
+    def read(self) -> pa.Table | None:
+        """Read the file, if it is there and whole, and of the same options and settings."""
         try:
-            metadata = pq.read_schema(self.path).metadata or {}
-        except (FileNotFoundError, pa.ArrowInvalid):  # a machine that lost power leaves files without contents
-            return False
-        return metadata.get(b"fingerprint") == self.fingerprint.encode()
+            table = pq.ParquetFile(self.path).read()
+        except (OSError, pa.ArrowException):  # absent, or not written to its end, or damaged since
+            return None
+        metadata = table.schema.metadata or {}
+        expected = {b"fingerprint": self.fingerprint.encode(), b"checksum": checksum(table).encode()}
+        return table if expected.items() <= metadata.items() else None
 
     def save(self, table: pa.Table) -> None:
-        """Write to a file beside the one asked for, and move it there when it is complete."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")  # a killed launcher's processes may live on
-        pq.write_table(table.replace_schema_metadata({"fingerprint": self.fingerprint}), part)
-        os.replace(part, self.path)
+        """Write the file: when it gets its name it is whole, and on the disk."""
+        table = table.replace_schema_metadata({"fingerprint": self.fingerprint, "checksum": checksum(table)})
+        while True:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # another run of the same command, that ends now, may take the folder away
+            with suppress(FileNotFoundError), whole_file(self.path) as part:
+                pq.write_table(table, part)
+                return
+
+
+def checksum(table: pa.Table) -> str:
+    """A hash of what a shard says."""
+    names = [table.column(name).to_pylist() for name in ("text_id", "kind")]
+    digest = xxhash.xxh3_64(json.dumps(names).encode())
+    digest.update(table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
 
 
 def collect_options(datasets: Iterable[Dataset], kind: str) -> dict[str, dict]:
@@ -168,19 +208,17 @@ def cut_shards(options: dict[str, dict], shard_size: int, embedder: TextEmbedder
     return shards
 
 
-def embed_shards(
-    embedder: TextEmbedder, shards: list[Shard], state: PartialState, device: torch.device, batch_size: int
-) -> None:
+def embed_shards(shards: list[Shard], state: PartialState, embed: Callable) -> None:
     """Embed and save this process's share of the shards. The main process shows how far its own is."""
     share = shards[state.process_index :: state.num_processes]  # of about the same lengths in each process
-    missing = [shard for shard in share if not shard.is_saved()]
+    missing = [shard for shard in share if shard.read() is None]
     total, left = (sum(len(shard.options) for shard in part) for part in (share, missing))
     hidden = {} if state.is_main_process else {"disable": True}
     title = f"Embedding on process 1 of {state.num_processes}"
     with tqdm(total=total, initial=total - left, desc=title, unit="texts", **hidden) as bar:
         for shard in missing:
             batches = []
-            for batch in embed_batches(embedder, shard.options, device, batch_size):
+            for batch in embed(shard.options):
                 batches.append(batch)
                 bar.update(len(batch))
             shard.save(pa.Table.from_batches(batches))
@@ -208,19 +246,36 @@ def to_arrow(embeds: torch.Tensor) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(embeds.flatten().numpy()), embeds.shape[1])
 
 
-def merge_shards(shards: list[Shard], path: Path) -> None:
-    """Join the shards' files, one in memory at a time, move the table into place, and delete them."""
-    folder = shards[0].path.parent
-    part = folder / f"table.{os.getpid()}.part"
-    with pq.ParquetWriter(part, pq.read_schema(shards[0].path).remove_metadata()) as writer:
+def merge_shards(shards: list[Shard], path: Path, embed: Callable) -> None:
+    """Join the shards, one in memory at a time, and delete them when the table is in place."""
+    with whole_file(path) as part:
+        writer = None
         for shard in shards:
-            writer.write_table(pq.ParquetFile(shard.path).read())
-    os.replace(part, path)
-    shutil.rmtree(folder)
+            table = shard.read()
+            if table is None:  # another run of the same command was faster, and deleted it
+                table = pa.Table.from_batches(embed(shard.options))
+            table = table.replace_schema_metadata(None)
+            writer = writer or pq.ParquetWriter(part, table.schema)
+            writer.write_table(table)
+        writer.close()
+    delete_shards(shards[0].path.parent)
+
+
+def delete_shards(folder: Path) -> None:
+    """Delete shards and what runs that were killed left of them, and the folder if nothing else is there."""
+    for path in folder.glob("shard-*.parquet"):
+        with suppress(OSError, pa.ArrowException):  # it may be gone already, or be another's
+            if b"fingerprint" in (pq.read_schema(path).metadata or {}):
+                path.unlink()
+    with suppress(OSError):
+        for left_over in folder.glob(".np_trl_*"):
+            (left_over / "part").unlink(missing_ok=True)
+            left_over.rmdir()
+        folder.rmdir()
 
 
 def main(script_args: ScriptArguments) -> None:
-    device, path = script_args.find_device(), Path(script_args.output_file)
+    device, path = script_args.find_device(), script_args.find_output()
     # `cuda` is the GPU that the state makes this process's own; the first process to finish waits long for the last
     state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
     if script_args.num_threads is not None:
@@ -230,16 +285,18 @@ def main(script_args: ScriptArguments) -> None:
         datasets = list(script_args.load())
     options = collect_options(datasets, script_args.kind)
     shards = cut_shards(options, script_args.shard_size, embedder, path.with_name(f"{path.name}.shards"))
-    saved = sum(shard.is_saved() for shard in shards)
-    if saved and state.is_main_process:
-        print(f"{saved} of {len(shards)} shards are taken over from {shards[0].path.parent}")
+    if state.is_main_process:
+        saved = sum(shard.read() is not None for shard in shards)
+        if saved:
+            print(f"{saved} of {len(shards)} shards are taken over from {shards[0].path.parent}")
     state.wait_for_everyone()  # until they are counted
-    embed_shards(embedder, shards, state, device, script_args.batch_size)
+    embed = partial(embed_batches, embedder, device=device, batch_size=script_args.batch_size)
+    embed_shards(shards, state, embed)
     state.wait_for_everyone()
     state.destroy_process_group()
     if not state.is_main_process:
         return
-    merge_shards(shards, path)
+    merge_shards(shards, path, embed)
     if script_args.repo_id is not None:
         Dataset.from_parquet(str(path)).push_to_hub(script_args.repo_id, private=script_args.private)
     embed_size = pq.read_schema(path).field("embedding").type.list_size

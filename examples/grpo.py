@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from generations import share_grammatical, style_judge, write
-from np_dpo import keep_here
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -49,6 +48,7 @@ from np_trl import (
 from np_trl.data import PreferenceRows, style_population
 from np_trl.data.loading import load_preferences
 from np_trl.data.style_population import STYLES, split_prompts
+from np_trl.trainer.uploads import UploadingTrainerMixin
 from np_trl.users import read_pairs
 
 
@@ -139,6 +139,10 @@ def draw_choices(script_args: ScriptArguments, seed: int) -> Dataset:
     return users.select(PreferenceRows(users).of_user(script_args.user_number))
 
 
+class SharedGRPOTrainer(UploadingTrainerMixin, GRPOTrainer):
+    """TRL's trainer, which shares the policy and not the reward model beside it."""
+
+
 def build_trainer(
     training_args: GRPOConfig, model_args: ModelConfig, prompts: Dataset, reward: UserReward
 ) -> GRPOTrainer:
@@ -149,7 +153,7 @@ def build_trainer(
         **(training_args.model_init_kwargs or {}),
     }
     set_seed(training_args.seed)  # before LoRA starts
-    return GRPOTrainer(
+    return SharedGRPOTrainer(
         model_args.model_name_or_path or STYLE_GEMMA,
         reward_funcs=reward,
         args=training_args,
@@ -217,8 +221,6 @@ def main(script_args: ScriptArguments, training_args: GRPOConfig, model_args: Mo
     if script_args.num_threads is not None:
         torch.set_num_threads(script_args.num_threads)
     is_example = script_args.dataset_name == EXAMPLE
-    if training_args.push_to_hub:
-        keep_here(training_args.output_dir, ["np_reward/"])
     if script_args.reward_model_name_or_path is None:
         reward_model = train_reward_model(script_args, training_args)
     else:

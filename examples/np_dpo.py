@@ -234,22 +234,12 @@ def print_two_users(trainer: NPDPOTrainer, num_context: int) -> None:
             print("   " + answer.replace("\n", "\n    "))
 
 
-def keep_here(output_dir: str, names: list[str]) -> None:
-    """Keep what lies beside the policy from being pushed with it."""
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    Path(output_dir, ".gitignore").write_text("\n".join([*names, ""]))
-
-
 def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: ModelConfig) -> None:
     if script_args.num_threads is not None:
         torch.set_num_threads(script_args.num_threads)
     is_example, num_context = script_args.dataset_name == EXAMPLE, max(training_args.eval_num_contexts)
     train_dataset, eval_dataset = script_args.draw(training_args.seed) if is_example else script_args.load()
 
-    if training_args.push_to_hub:
-        keep_here(
-            training_args.output_dir, ["np_reward/", "users.parquet", "merged/", *(f"{name}/" for name in BASELINES)]
-        )
     build = TrainerBuilder(training_args, model_args, embedded=set(EMBED_COLUMNS) <= set(train_dataset.column_names))
     trainer = build(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
     trainer.create_model_card(dataset_name=script_args.dataset_name)

@@ -5,11 +5,12 @@ import re
 import subprocess
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, load_dataset
 
-from np_trl import NPRewardModel, TextEmbedder
+from np_trl import NPRewardModel, NPRewardTrainer, TextEmbedder
 from np_trl.data import embeddings
 from np_trl.data.embeddings import join_embeddings, options_of, text_id
 
@@ -19,7 +20,7 @@ from .test_examples import EXAMPLES, results
 from .test_examples import run as run_example
 from .test_prepare import load_script, prompts, write_ultrafeedback
 from .test_text_embedder import chat_gemma, tiny_bert
-from .testing_utils import style_rows, tiny_base
+from .testing_utils import reward_config, style_rows, tiny_base
 
 
 SETTINGS = {
@@ -177,10 +178,11 @@ def test_a_killed_run_is_taken_up_by_any_number_of_processes(tmp_path, embed, em
     assert [(shards / f"shard-{index:05d}.parquet").exists() for index in (1, 3, 5, 7)] == [True, True, True, False]
     saved = len(list(shards.glob("shard-*.parquet")))
     (shards / "shard-00003.parquet").write_bytes(b"")  # as after a loss of power
-    (shards / "shard-00007.parquet.1.part").write_bytes(b"PAR1")
+    (shards / ".np_trl_killed").mkdir()
+    (shards / ".np_trl_killed" / "part").write_bytes(b"PAR1")
     table = embed(model, file, max_length=128, shard_size=3)
     assert f"{saved - 1} of {-(-len(table) // 3)} shards are taken over" in capsys.readouterr().out
-    assert len(embedded) == len(table) - 3 * (saved - 1)
+    assert len(embedded) == len(table) - 3 * (saved - 1) and os.listdir(tmp_path / "new") == ["embeddings.parquet"]
     assert table.to_dict() == embed(model, file, max_length=128, shard_size=3).to_dict()
 
 
@@ -203,9 +205,101 @@ def test_shards_of_other_work_are_not_taken_over(tmp_path, embed, embedded, caps
     assert table.to_dict() == embed(model, file, **settings | OTHER_WORK[name]).to_dict()
 
 
-def test_a_shard_holds_a_text(embed):
-    with pytest.raises(ValueError, match="`shard_size=0` must be at least 1"):
-        embed("no/such-model", "pairs.parquet", shard_size=0)
+def flip(content: bytearray, start: int, size: int) -> None:
+    content[start + size // 2] ^= 0x40
+
+
+def zero(content: bytearray, start: int, size: int) -> None:
+    content[start : start + size] = bytes(size)
+
+
+@pytest.mark.parametrize("damage", [flip, zero])
+@pytest.mark.parametrize("column", [0, 2])
+def test_a_damaged_shard_is_embedded_again(tmp_path, embed, embedded, damage, column):
+    model, file = tiny_base(tmp_path / "gemma"), save(style_rows(num_users=1), tmp_path / "pairs.parquet")
+    settings = {"max_length": 100, "shard_size": 3}
+    expected = embed(model, file, **settings).to_dict()
+    embedded.clear()
+    embedded.limit = 6
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, file, **settings)
+    embedded.limit = float("inf")
+    shard = tmp_path / "new" / "embeddings.parquet.shards" / "shard-00001.parquet"
+    content, page = bytearray(shard.read_bytes()), pq.ParquetFile(shard).metadata.row_group(0).column(column)
+    damage(content, page.dictionary_page_offset or page.data_page_offset, page.total_compressed_size)
+    shard.write_bytes(content)
+    embedded.clear()
+    assert embed(model, file, **settings).to_dict() == expected
+    assert len(embedded) == len(expected["text_id"]) - 3  # those of the first shard are taken over
+    assert os.listdir(tmp_path / "new") == ["embeddings.parquet"]
+
+
+def test_what_others_put_beside_shards_stays(tmp_path, embed):
+    model, file = tiny_base(tmp_path / "gemma"), save(style_rows(num_users=1), tmp_path / "pairs.parquet")
+    shards = tmp_path / "new" / "embeddings.parquet.shards"
+    shards.mkdir(parents=True)
+    mine = {"thesis.txt": b"mine", "shard-mine.parquet": b"mine", "shard-00000.parquet": b"mine"}
+    for name, content in mine.items():
+        (shards / name).write_bytes(content)
+    embed(model, file, max_length=100)
+    del mine["shard-00000.parquet"]  # no name that anybody else would choose
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == mine
+
+
+def test_two_runs_at_once_make_the_table_that_one_makes(tmp_path, embed, embedded, monkeypatch):
+    """The second one begins when the first has saved its shards, and ends before the first joins them."""
+    model, file = tiny_base(tmp_path / "gemma"), save(style_rows(num_users=1), tmp_path / "pairs.parquet")
+    settings = {"max_length": 100, "shard_size": 3}
+    expected = embed(model, file, **settings).to_dict()
+    script, path = load_script("embed_preferences"), str(tmp_path / "new" / "embeddings.parquet")
+    merge = script["merge_shards"]
+
+    def merge_late(*args):
+        assert embed(model, file, **settings).to_dict() == expected
+        assert os.listdir(tmp_path / "new") == ["embeddings.parquet"]
+        merge(*args)
+
+    monkeypatch.setitem(script["main"].__globals__, "merge_shards", merge_late)
+    (tmp_path / "new" / "embeddings.parquet").unlink()
+    script["main"](script["ScriptArguments"](model, [file], path, device="cpu", **settings))
+    assert load_dataset("parquet", data_files=path, split="train").to_dict() == expected
+    assert os.listdir(tmp_path / "new") == ["embeddings.parquet"]
+
+
+@pytest.mark.parametrize("name", ["folder.parquet", "pairs.parquet/new/table.parquet", "table.txt", "table"])
+def test_a_table_is_a_parquet_file(tmp_path, name):
+    (tmp_path / "folder.parquet").mkdir()
+    file, script = save(style_rows(num_users=1), tmp_path / "pairs.parquet"), load_script("embed_preferences")
+    with pytest.raises(SystemExit, match=r"is a folder|lies below|does not end in `.parquet`"):
+        script["main"](script["ScriptArguments"]("no/such-model", [file], str(tmp_path / name), device="cpu"))
+    assert sorted(os.listdir(tmp_path)) == ["folder.parquet", "pairs.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shard_size": 0}, "`shard_size=0` must be at least 1"),
+        ({"batch_size": 0}, "`batch_size=0` must be at least 1"),
+        ({"batch_size": -1}, "`batch_size=-1` must be at least 1"),
+        ({"num_threads": 0}, "`num_threads=0` must be at least 1"),
+        ({"max_length": 0}, "`max_length=0` must be at least 1"),
+        ({"layer": -1}, "`layer=-1` must be at least 0"),
+        ({"kind": "prompt"}, "`kind='prompt'` is unknown"),
+        ({"device": "evil"}, "`device='evil'` is not here. Choose one of"),
+        ({"device": "meta"}, "`device='meta'` is not here"),
+    ],
+)
+def test_options_are_checked_before_anything_is_loaded(embed, settings, message):
+    with pytest.raises(ValueError, match=message):
+        embed("no/such-model", "no/such-file.parquet", **settings)
+
+
+def test_a_row_without_text_is_named(tmp_path, embed):
+    rows = style_rows(num_users=1, pairs_per_user=3).to_list()
+    rows[2]["rejected"] = " "
+    file = save(Dataset.from_list(rows), tmp_path / "pairs.parquet")
+    with pytest.raises(ValueError, match="`rejected` of row 2 of the dataset is empty"):
+        embed("no/such-model", file)
 
 
 def test_datasets_without_the_texts_are_refused(tmp_path, embed):
@@ -235,11 +329,18 @@ def test_from_ultrafeedback_to_a_reward_model(tmp_path):
         "--eval_num_contexts 0 5 --eval_group_column group --report_to none --output_dir reward --num_threads 1"
     )
     run_example("np_reward.py", *train.split(), cwd=tmp_path)
-    assert 0 <= results(tmp_path / "reward")["eval_nc5_accuracy"] <= 1
+    test = load_dataset("parquet", data_files=str(tmp_path / "hh" / "test.parquet"), split="train")
+    table = load_dataset("parquet", data_files=str(tmp_path / "hh" / "e.parquet"), split="train")
+    joined, evaluation = join_embeddings(test, table, "prompt_response"), {"eval_num_contexts": [0, 5], "seed": 42}
+    args = reward_config(tmp_path / "again", num_targets=8, max_context=5, **evaluation)
+    trainer = NPRewardTrainer(str(tmp_path / "reward"), args=args, train_dataset=joined, eval_dataset=joined)
+    evaluated, metrics = trainer.evaluate(), results(tmp_path / "reward")
+    for key in ("eval_nc0_nll", "eval_nc5_nll", "eval_nc5_accuracy", "eval_nc5_shuffled_accuracy"):
+        assert metrics[key] == pytest.approx(evaluated[key], abs=1e-5), key
+    assert abs(metrics["eval_nc5_nll"] - metrics["eval_nc0_nll"]) > 1e-3
     model = NPRewardModel.from_pretrained(tmp_path / "reward")
     model.config.embedder["name_or_path"] = str(tmp_path / "gemma")
-    test = load_dataset("parquet", data_files=str(tmp_path / "hh" / "test.parquet"), split="train").select(range(4))
-    table = load_dataset("parquet", data_files=str(tmp_path / "hh" / "e.parquet"), split="train")
+    test = test.select(range(4))
     stored = torch.tensor(join_embeddings(test, table, "prompt_response")["chosen_embeds"][:])
     options = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in test]
     torch.testing.assert_close(model.text_embedder.embed_options(options), stored, rtol=1e-3, atol=1e-3)

@@ -338,6 +338,11 @@ import numpy as np
 from datasets import load_dataset
 from np_trl.data.loading import load_preferences, save_splits
 from tests.testing_utils import embedded_rows, style_rows
+# what a working folder comes to hold
+for name in ("ada.safetensors", ".env", "users.parquet", "log.txt", "train.py", "runs/events.out.tfevents.1", "state.pkl"):
+    path = os.path.join("reward", name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    open(path, "w").write("SECRET")
 splits = {"train": embedded_rows(num_users=8), "test": embedded_rows(num_users=6, seed=1)}
 save_splits(splits, "data", repo_id="ada/preferences")
 for split, rows in splits.items():
@@ -379,6 +384,7 @@ def test_preferences_are_pushed_and_trained_on_by_name(hub, tmp_path):
     assert len(pushes) > 1  # in the course of training, and at its end
     assert "last-checkpoint/optimizer.pt" in pushes[-1]  # which was asked for
     assert not [path for path in pushes[-1] if path.endswith("training_args.bin")]
+    assert not [path for files in pushes for path, content in files.items() if b"SECRET" in content]
     for files in pushes:
         assert {"model.safetensors", "modeling_np_reward.py", "config.json"} <= files.keys()
     card = hub.files("ada/np_btl")["README.md"].decode()

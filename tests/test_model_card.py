@@ -1,5 +1,6 @@
 """Model cards: what they say is true, their metadata are valid, and their programs run."""
 
+import ast
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardTrainer
-from np_trl.trainer.model_card import accuracy_curves, find_license
+from np_trl.trainer.model_card import AccuracyCurve, accuracy_curves, create_card, find_license
 
 from .hub import metadata_errors
 from .test_text_context import as_conversation, chat_tokenizer
@@ -91,15 +92,22 @@ def test_a_card_shows_the_last_evaluation_of_its_trainer(tmp_path):
         "Accuracy on unseen pairs, 2 choices": round(results["eval_nc2_accuracy"], 4),
         "Accuracy on unseen pairs, other users' choices, 2 choices": round(results["eval_nc2_shuffled_accuracy"], 4),
     }
-    # another process, which only saves, takes the file; one that evaluates, its own figures
-    results["eval_nc0_accuracy"] = 0.123
-    (tmp_path / "out" / "eval_results.json").write_text(json.dumps(results))
+    # the results in the folder are of a run that another one knows nothing of
     again = policy_trainer(tmp_path)
     again.save_model()
-    assert "| accuracy | 0.123 |" in path.read_text()
-    again.evaluate()
+    assert "It has not been evaluated." in path.read_text() and (tmp_path / "out" / "eval_results.json").exists()
+
+
+def test_a_resumed_run_shows_its_own_last_evaluation(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = policy_trainer(tmp_path, **settings)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "eval_nc0_accuracy" in entry]
+    again = policy_trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=True)
     again.save_model()
-    assert "| accuracy | 0.123 |" not in path.read_text()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert len(logged) == 2 and f"| accuracy | {logged[1]['eval_nc0_accuracy']:.3f} |" in card.text
 
 
 def test_several_evaluation_sets_have_a_table_each(tmp_path):
@@ -123,6 +131,20 @@ def test_there_is_a_card_in_every_checkpoint(tmp_path):
     for step in (1, 2):
         card = ModelCard.load(tmp_path / "out" / f"checkpoint-{step}" / "README.md")
         assert f"| `updates` | {step} |" in card.text and card.data.eval_results
+
+
+def test_a_name_once_given_stays(tmp_path):
+    trainer = policy_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.create_model_card(model_name="Ada's own", dataset_name="choices", tags="diary")
+    trainer.train()  # TRL names the card by the folder at a checkpoint
+    trainer.create_model_card(tags=["letters"])
+    trainer.save_model()
+    for folder in ("out", "out/checkpoint-1"):
+        card = ModelCard.load(tmp_path / folder / "README.md")
+        assert "\n# Ada's own\n" in card.text and "- Data: `choices`, " in card.text and "diary" in card.data.tags
+    assert {"diary", "letters", "np-dpo"} <= set(ModelCard.load(tmp_path / "out" / "README.md").data.tags)
+    trainer.create_model_card(model_name="another")
+    assert "\n# another\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_metadata_are_valid_and_name_no_folder(tmp_path):
@@ -159,8 +181,14 @@ def test_the_base_models_licence_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "card",
-    ["---\nlicense: [mit\n---\n", "---\n- license\n---\n", "no metadata", None],
-    ids=["broken", "list", "none", "absent"],
+    [
+        "---\nlicense: [mit\n---\n",
+        "---\n- license\n---\n",
+        "no metadata",
+        None,
+        "---\n1: a\nself: b\nkwargs: c\n---\n",
+    ],
+    ids=["broken", "list", "none", "absent", "keys"],
 )
 def test_a_base_whose_licence_cannot_be_read_stops_no_save(tmp_path, card):
     trainer = policy_trainer(tmp_path)
@@ -170,6 +198,93 @@ def test_a_base_whose_licence_cannot_be_read_stops_no_save(tmp_path, card):
         (tmp_path / "base" / "README.md").write_text(card)
     trainer.save_model()
     assert "could not be looked up" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("license: mit\n1: a\nnull: b\nself: c\nkwargs: d", {"license": "mit"}),
+        ("a: " + "[" * 3000 + "]" * 3000 + "\nlicense: mit", {"license": "mit"}),
+        (
+            "license: other\nlicense_name: 'x # Owned <script>'\nlicense_link: 'javascript:alert(1)'",
+            {"license": "other"},
+        ),
+        ('license: "mit\\n# Owned"\nlicense_name: "a`b"', {}),
+        ("license: mit\x00\nlicense_name: [a]\nlicense_link: 5", {}),
+        ("license: !!python/object/apply:os.system ['id']", {}),
+        ("license: 2020-01-01", {}),
+        ("model-index: [x]\nlicense: gpl-3.0 # since 2020", {"license": "gpl-3.0"}),
+        ("nested:\n  license: mit", {}),
+        ("\n" * 2_000_000 + "license: mit", {}),
+    ],
+    ids=range(10),
+)
+def test_of_a_bases_card_plain_lines_are_taken_and_the_rest_is_not_read(tmp_path, fields, expected):
+    (tmp_path / "README.md").write_text(f"---\n{fields}\n---\n# base\nlicense: bsd\n")
+    assert find_license(str(tmp_path)) == expected
+
+
+EVIL = "x`\n---\nlicense: mit\n---\n# Owned {{ 7*7 }} <script>alert(1)</script> | *a* | [free](http://evil) \u202e\ud800 \\"
+PLACES = {
+    "model_name": {"model_name": EVIL},
+    "tags": {"tags": [EVIL, ""]},
+    "source": {"source": EVIL},
+    "dataset": {"dataset": EVIL, "dataset_name": EVIL},
+    "settings": {"settings": {EVIL: EVIL}},
+    "curves": {"curves": [AccuracyCurve(EVIL, [0], {"accuracy": [0.5]})], "eval_users": EVIL},
+    "base": {"base": EVIL, "base_revision": EVIL, "moved_base": EVIL, "kind": "adapter"},
+    "revision": {"base": "you/base", "base_revision": EVIL},
+    "embedder": {
+        "kind": "reward",
+        "embedder": {"name_or_path": EVIL, "revision": EVIL},
+        "base": EVIL,
+        "conditional": True,
+    },
+    "method": {"method": EVIL, "paper_title": EVIL, "paper_id": EVIL},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_text_from_outside_is_nothing_but_text(tmp_path, place):
+    facts = {
+        "source": "you/x",
+        "method": "NP-DPO",
+        "paper_title": "t",
+        "paper_id": "1",
+        "citation": "c",
+        "dataset": "d",
+    }
+    facts |= {"context_source": "trunk", "film_site": "block", "conversational": False, "embedder": None, "curves": []}
+    facts |= {"kind": "merged", "model_name": "m", "settings": {}, "base": None}
+    plain, card = create_card(**facts), create_card(**{**facts, **PLACES[place]})
+    card.save(tmp_path / "README.md")
+    again = ModelCard.load(tmp_path / "README.md")
+    assert again.data.to_dict().get("license") is None and again.data.base_model in (None, "you/base")
+    headings = re.compile(r"^#+ (?!x).*", re.M)
+    assert [line for line in headings.findall(again.text) if line != "# m"] == [
+        line for line in headings.findall(plain.text) if line != "# m"
+    ]
+    prose = re.sub(r"```.*?```", "", again.text, flags=re.S)
+    assert "<script>" not in again.text and "\u202e" not in again.text
+    assert not re.search(
+        r"(?<!\\)\]\(http://evil|(?<!\\)\*a", re.sub(r"`[^`\n]*`", "", prose)
+    )  # no link, nothing in italics
+    assert all(line.count("`") % 2 == 0 for line in re.sub(r"\\`", "", prose).splitlines())
+    tables = [re.sub(r"\\\|", "", line) for line in prose.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} <= {3}
+    names = [node.value for node in ast.walk(ast.parse(program(again))) if isinstance(node, ast.Constant)]
+    if place in ("source", "base"):
+        assert {"source": EVIL, "base": f"path/to/{EVIL}"}[place] in names
+
+
+def test_names_of_evaluation_sets_and_data_are_nothing_but_text(tmp_path):
+    trainer = reward_trainer(tmp_path, eval_dataset={EVIL: embedded_rows(seed=1), "b": embedded_rows(seed=2)})
+    trainer.evaluate()
+    trainer.create_model_card(model_name=EVIL, dataset_name=EVIL, tags=[EVIL])
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (
+        card.text.count("Evaluation set ") == 2 and "\n# Owned" not in card.text and card.data.get("license") is None
+    )
 
 
 def test_the_licences_name_and_link_come_along(tmp_path):
@@ -207,19 +322,6 @@ def test_a_pushed_card_names_no_folder_of_this_machine(tmp_path):
     reward.save_model()
     text = (tmp_path / "reward" / "out" / "README.md").read_text()
     assert str(tmp_path) not in text and "embedded by `embedder`" in text
-
-
-def test_rows_that_are_tokenised_already_have_a_card(tmp_path):
-    columns = ["user_id", "prompt_ids", "chosen_ids", "rejected_ids"]
-    rows = policy_trainer(tmp_path).train_dataset.select_columns(columns)
-    trainer = NPDPOTrainer(
-        tiny_base(tmp_path / "base"),
-        args=dpo_config(tmp_path / "out"),
-        train_dataset=rows,
-        processing_class=tiny_tokenizer(),
-    )
-    trainer.save_model()
-    assert "192 pairs of 16 users" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "full", "columns", "conversation"])

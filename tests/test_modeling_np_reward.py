@@ -272,9 +272,36 @@ def test_what_a_model_cannot_score_is_named(tmp_path):
         unconditional.infer_user(PAIRS)
 
 
+def test_options_that_the_embedder_cannot_tell_apart_are_a_tie(tmp_path):
+    model = tiny_reward_model(embedder={"name_or_path": tiny_bert(tmp_path), "max_length": 4}).eval()
+    pair = {"chosen": "take it slow", "rejected": "take it so"}  # [CLS] take it [SEP]
+    with pytest.raises(ValueError, match="Pair 1 are the same to the embedder.*`drop_ties=True`"):
+        model.infer_user([PAIRS[0], pair])
+    model.config.embedder["max_length"] = 5
+    del model.text_embedder
+    assert model.infer_user([PAIRS[0], pair]).isfinite().all()
+
+
+def test_what_training_refuses_is_refused_with_its_words(tmp_path):
+    model = text_reward_model(tmp_path, "prompt_response")
+    for pair, message in (
+        ({"chosen": "a", "rejected": "so"}, r"Pair 0 has no \['prompt'\]"),
+        ({"prompt": "a", "chosen": "so", "rejected": "so"}, "Pair 0 are the same"),
+        ({"prompt": "a", "chosen": "", "rejected": "so"}, "`chosen` of Pair 0 is empty"),
+        ({"prompt": "a", "chosen": 5, "rejected": "so"}, "`chosen` of Pair 0 is '5'"),
+        ("so", "a preference pair is a dict"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.infer_user([pair])
+    with pytest.raises(ValueError, match="`completion` of option 0 is empty"):
+        model.score([{"prompt": "a", "completion": ""}])
+
+
 @pytest.mark.parametrize(
     ("embedder", "message"),
     [
+        ({"name_or_path": ""}, "`name_or_path=''` names no embedder"),
+        ({"name_or_path": 5}, "`name_or_path=5` names no embedder"),
         ({"name_or_path": "bert", "poolin": "mean"}, r"unknown keys \['poolin'\]. It takes \['name_or_path'"),
         ({"pooling": "mean"}, "has no `name_or_path`"),
         ({"name_or_path": "bert", "pooling": "cls"}, "`pooling='cls'` is unknown"),

@@ -1,14 +1,28 @@
 """Models in a process that has no np_trl: only the files beside the weights."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from np_trl import NPRewardModel
+from np_trl.trainer.policy import POLICIES
+
 from .testing_utils import BASES, tiny_policy, tiny_reward_model, tiny_tokenizer, toy_context
 
 
+EVIL = {
+    "auto_map": {
+        "AutoConfig": "evil/repo--c.C",
+        "AutoModel": "evil/repo--m.M",
+        "AutoModelForCausalLM": "evil/repo--m.L",
+        "AutoModelForSequenceClassification": "evil/repo--m.S",
+        "AutoTokenizer": ["evil/repo--t.T", None],
+    },
+    "custom_pipelines": {"text-generation": {"impl": "evil/repo--p.P", "pt": ["AutoModelForCausalLM"]}},
+}
 BLOCK = "import sys; sys.modules['np_trl'] = None\n"
 
 
@@ -65,3 +79,32 @@ torch.testing.assert_close(rewards, expected["rewards"])
 """,
         tmp_path,
     )
+
+
+@pytest.mark.parametrize("architecture", [*BASES, "reward"])
+def test_another_s_code_does_not_go_on_with_a_model(tmp_path, architecture):
+    if architecture == "reward":
+        tiny_reward_model().save_pretrained(tmp_path / "base")
+        model_class, context = NPRewardModel, {}
+        expected = {
+            "AutoConfig": "configuration_np_reward.NPRewardModelConfig",
+            "AutoModel": "modeling_np_reward.NPRewardModel",
+        }
+    else:
+        tiny_policy(tmp_path / "base", architecture, film=False)  # saves the base
+        model_class, context = POLICIES[architecture], {"context_config": {"memory_size": 8, **EVIL}}
+        name, model_type = model_class.__name__.removesuffix("ForCausalLM"), model_class.config_class.model_type
+        expected = {
+            "AutoConfig": f"configuration_{model_type}.{name}Config",
+            "AutoModel": f"modeling_{model_type}.{name}Model",
+            "AutoModelForCausalLM": f"modeling_{model_type}.{name}ForCausalLM",
+        }
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | EVIL))
+    model = model_class.from_pretrained(tmp_path / "base", **context)
+    assert model.config.auto_map == expected and not hasattr(model.config, "custom_pipelines")
+    model.config.auto_map = dict(EVIL["auto_map"])  # whoever sets it
+    model.config.custom_pipelines = EVIL["custom_pipelines"]
+    model.save_pretrained(tmp_path / "saved")
+    saved = (tmp_path / "saved" / "config.json").read_text()
+    assert json.loads(saved)["auto_map"] == expected and "evil" not in saved

@@ -1,16 +1,22 @@
+import io
 import json
+import os
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from np_trl import NPRewardModel, RewardModelArguments
 from np_trl.data import embeddings
 from np_trl.data.embeddings import EMBEDDING_KINDS, join_embeddings, text_id
-from np_trl.models import text_embedder
+from np_trl.models import texts
 from np_trl.models.layers import pool_tokens
-from np_trl.models.text_embedder import KINDS, TextEmbedder
+from np_trl.models.text_embedder import TextEmbedder
+from np_trl.models.texts import KINDS
 
 from .test_examples import run
 from .testing_utils import embedded_rows, style_rows, tiny_base, tiny_reward_model
@@ -111,7 +117,10 @@ def test_the_texts_of_options_are_those_that_a_table_of_embeddings_holds(tmp_pat
     assert tuple(KINDS) == EMBEDDING_KINDS
 
 
-TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def chat_gemma(path) -> str:
@@ -160,7 +169,7 @@ def test_the_text_of_an_option_is_that_of_the_data(tmp_path):
     said = [{"role": "user", "content": "so"}, {"role": "assistant", "content": "it goes"}]
     for option in ({"prompt": said, "completion": said[1:]}, {"prompt": "so", "completion": "it goes"}):
         for kind in KINDS:
-            assert text_embedder.option_text(option, kind) == embeddings.option_text(option, kind)
+            assert texts.option_text(option, kind) == embeddings.option_text(option, kind)
     embedder = TextEmbedder(tiny_bert(tmp_path), kind="prompt_response")
     embeds = embedder.embed_options([{"prompt": said, "completion": said[1:]}])
     torch.testing.assert_close(embeds, embedder.embed(["so\nit goes\nit goes"]))
@@ -193,6 +202,119 @@ def test_the_start_of_a_text_is_kept_whatever_the_tokenizer_would_cut(tmp_path):
     torch.testing.assert_close(embedder.embed(["take it slow"]), embedder.embed(["take it"]))
 
 
+PROMPT, COMPLETION = "How do I fix the bike before the rain comes?", " take it slow and ask a buddy"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_of_a_prompt_that_is_too_long_the_end_is_kept_and_the_completion_whole(tmp_path, caplog, chat):
+    path, option = chat_gemma(tmp_path), {"prompt": PROMPT, "completion": COMPLETION}
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    text = f"<bos><user>{PROMPT}\n<assistant>{COMPLETION}\n" if chat else f"{PROMPT}\n{COMPLETION}"
+    ids = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+    start = len(tokenizer(text.split(COMPLETION)[0], add_special_tokens=not chat)["input_ids"])
+    settings = {"kind": "prompt_response", "chat_template": chat}
+
+    def embed(max_length: int) -> torch.Tensor:
+        others = [{**option, "completion": " ask"}, option]  # of other lengths
+        return TextEmbedder(path, max_length=max_length, **settings).embed_options([*others, option])[2]
+
+    with torch.no_grad():
+        model = AutoModel.from_pretrained(path).eval()
+        shortest = len(ids) - start + 1 + chat  # one token of the prompt
+        for max_length in (len(ids) - 1, shortest):
+            # <bos> stays in front, where there is one
+            kept = torch.tensor([[ids[0], *ids[1 - max_length :]] if chat else ids[-max_length:]])
+            torch.testing.assert_close(embed(max_length), model(kept).last_hidden_state[0].mean(dim=0))
+    assert caplog.text.count("are cut off at the start of the prompt") == 2
+    assert torch.equal(embed(len(ids)), embed(128)) and caplog.text.count("are cut off") == 2
+    with pytest.raises(ValueError, match=r"The completion ' take it slow.* `max_length=\d+` tokens.* by 1 or more"):
+        embed(shortest - 1)
+    with pytest.raises(ValueError, match="by 4 or more"):
+        embed(shortest - 4)
+
+
+def test_completions_that_are_cut_off_are_counted_once(tmp_path, caplog):
+    embedder = TextEmbedder(tiny_bert(tmp_path), max_length=4)
+    options = [{"completion": text} for text in TEXTS]
+    cut = embedder.embed_options(options)
+    embedder.embed_options(options)
+    assert [record.getMessage() for record in caplog.records if record.name == "np_trl.models.text_embedder"] == [
+        "3 of 4 texts have more than `max_length=4` tokens and are cut off at their end, as all such texts are."
+    ]
+    torch.testing.assert_close(cut, embedder.embed(["so it", "a", "ask a", "take it"]))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "`completion` of option 1 is empty"),
+        (" ", "`completion` of option 1 is empty"),
+        ([], "`completion` of option 1 is empty"),
+        (5, "`completion` of option 1 is '5'"),
+        ("a\ud800", "`completion` of option 1 holds half of a character"),
+        ([{"role": "assistant", "content": [{"type": "image"}]}], r"has parts of type \['image'\]"),
+        ([{"content": "a"}], "must be text, or a list of messages"),
+    ],
+)
+def test_what_is_no_text_is_not_embedded(value, message):
+    with pytest.raises(ValueError, match=message):
+        TextEmbedder("no/such-embedder").embed_options([{"completion": "a"}, {"completion": value}])
+
+
+class Pickle:
+    def __reduce__(self):
+        return os.mkdir, ("pickle_was_run",)
+
+
+def to_pickle(path: Path) -> None:
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps(Pickle()))
+    (path / "model.safetensors").unlink()
+
+
+def to_index(path: Path) -> None:
+    weights = load_file(path / "model.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, "weights.bin")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    torch.save(weights, path / "weights.bin")
+    (path / "model.safetensors").unlink()
+
+
+def to_torn(path: Path) -> None:
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-100])
+
+
+def to_code(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "theirs.py").write_text("import os\nos.mkdir('code_was_run')\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (to_pickle, OSError, "has no `model.safetensors`, and weights are read from safetensors alone"),
+        (to_index, ValueError, r"'weights.bin'.*an index may name `.safetensors` files beside it alone"),
+        (to_torn, OSError, "are not whole"),
+        (to_code, ValueError, "brings its own code, which is not run"),
+    ],
+)
+def test_no_embedder_runs_code(tmp_path, monkeypatch, change, error, message):
+    path = Path(tiny_bert(tmp_path / "bert"))
+    change(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))  # to whatever is asked
+    with pytest.raises(error, match=message):
+        TextEmbedder(str(path)).embed(["take it slow"])
+    assert os.listdir(tmp_path) == ["bert"]
+
+
+@pytest.mark.parametrize("name", ["", " ", None, 5, ["a"]])
+def test_an_embedder_has_a_name(name):
+    with pytest.raises(ValueError, match="names no embedder. Name one on the Hub, or its folder"):
+        TextEmbedder.from_settings({"name_or_path": name})
+
+
 def test_bad_values_are_named(tmp_path):
     path = tiny_bert(tmp_path)
     with pytest.raises(ValueError, match=r"`pooling='cls'` is unknown. Choose one of \['mean', 'last'\]"):
@@ -209,6 +331,8 @@ def test_bad_values_are_named(tmp_path):
         TextEmbedder(path, layer=3).embed(TEXTS)
     with pytest.raises(ValueError, match="`max_length=257` exceeds the 256 tokens"):
         TextEmbedder(path, max_length=257).embed(TEXTS)
+    with pytest.raises(ValueError, match="`max_length=2` leaves no token for a text beside the 2 special tokens"):
+        TextEmbedder(path, max_length=2).embed(TEXTS)
     with pytest.raises(ValueError, match="`texts` is empty"):
         TextEmbedder(path).embed([])
     with pytest.raises(ValueError, match=r"Option 1 has no \['prompt'\], but `kind='prompt_response'`"):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .checkpoint_format import FORMAT_VERSION, check_format
+from .checkpoint_format import FORMAT_VERSION, check_format, without_code
 from .configuration_context_encoder import ContextEncoderConfig
 
 
@@ -80,8 +80,8 @@ class FiLMConfigMixin:
             self.context_config = ContextEncoderConfig(**fields)
         if self.context_layer is None:
             self.context_layer = self.num_hidden_layers // 2
-        kwargs.setdefault("auto_map", self._auto_map())
-        super().__post_init__(**kwargs)
+        super().__post_init__(**without_code(kwargs))
+        self.auto_map = self._auto_map()
         self._check_film()
 
     @classmethod
@@ -105,17 +105,21 @@ class FiLMConfigMixin:
                 f"This configuration of a {model_type!r} has no {missing}, so its FiLM and context encoder are unknown. "
                 "Take the `config.json` that was saved with the weights."
             )
-        loaded = super().from_dict(config_dict, **kwargs)
+        loaded = super().from_dict(without_code(config_dict), **without_code(kwargs))
         (loaded[0] if isinstance(loaded, tuple) else loaded)._check_film()  # what `kwargs` set after it was made
         return loaded
 
+    def to_dict(self) -> dict:
+        """The configuration as it is saved. The code that it names is ours, whatever the base's or a caller's was."""
+        return {**without_code(super().to_dict()), "auto_map": self._auto_map()}
+
     def _auto_map(self) -> dict[str, str]:
         """The file that holds each class, for whoever loads the model without np_trl."""
-        name = type(self).__name__.removesuffix("Config")
+        name, model_type = type(self).__name__.removesuffix("Config"), type(self).model_type
         return {
-            "AutoConfig": f"configuration_{self.model_type}.{name}Config",
-            "AutoModel": f"modeling_{self.model_type}.{name}Model",
-            "AutoModelForCausalLM": f"modeling_{self.model_type}.{name}ForCausalLM",
+            "AutoConfig": f"configuration_{model_type}.{name}Config",
+            "AutoModel": f"modeling_{model_type}.{name}Model",
+            "AutoModelForCausalLM": f"modeling_{model_type}.{name}ForCausalLM",
         }
 
     def _check_film(self) -> None:

@@ -4,11 +4,16 @@ from dataclasses import asdict
 
 from transformers.configuration_utils import PreTrainedConfig, strict
 
-from .checkpoint_format import FORMAT_VERSION, check_format
+from .checkpoint_format import FORMAT_VERSION, check_format, without_code
 from .configuration_context_encoder import ContextEncoderConfig
 from .text_embedder import TextEmbedder
 
 
+# the file that holds each class, for whoever loads the model without np_trl
+_AUTO_MAP = {
+    "AutoConfig": "configuration_np_reward.NPRewardModelConfig",
+    "AutoModel": "modeling_np_reward.NPRewardModel",
+}
 REWARD_HEADS = ("bradley_terry", "mean_variance")
 
 
@@ -66,12 +71,17 @@ class NPRewardModelConfig(PreTrainedConfig):
             self.context_config = ContextEncoderConfig(**fields)
         if self.embedder is not None:
             self.embedder = asdict(TextEmbedder.from_settings(self.embedder))
-        auto_map = {
-            "AutoConfig": "configuration_np_reward.NPRewardModelConfig",
-            "AutoModel": "modeling_np_reward.NPRewardModel",
-        }
-        kwargs.setdefault("auto_map", auto_map)
         kwargs.setdefault("num_labels", 1)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**without_code(kwargs))
+        self.auto_map = dict(_AUTO_MAP)
         if self.head not in REWARD_HEADS:
             raise ValueError(f"`head={self.head!r}` is unknown. Choose one of {list(REWARD_HEADS)}.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Make a configuration of what a file says, but of the code that it names."""
+        return super().from_dict(without_code(config_dict), **without_code(kwargs))
+
+    def to_dict(self) -> dict:
+        """The configuration as it is saved. The code that it names is ours, whatever a file or a caller said."""
+        return {**without_code(super().to_dict()), "auto_map": dict(_AUTO_MAP)}

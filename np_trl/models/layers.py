@@ -105,9 +105,13 @@ class OptionVectors(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
 
-    def kept(self) -> torch.Tensor:
-        """Draw which options keep their vectors: `(num_options + 1,)`, 0 or 1. All but the unknown one in evaluation."""
-        kept = torch.ones(len(self.weight) + 1, 1, device=self.weight.device)
+    def kept(self, device: torch.device | None = None) -> torch.Tensor:
+        """
+        Draw which options keep their vectors: `(num_options + 1, 1)`, 0 or 1. All but the unknown one in evaluation.
+
+        `device` is where the options are, for weights that are offloaded.
+        """
+        kept = torch.ones(len(self.weight) + 1, 1, device=self.weight.device if device is None else device)
         if self.training:
             kept.bernoulli_(1 - self.dropout)
         kept[0] = 0

@@ -107,7 +107,7 @@ class NPRewardModel(TextScoringMixin, WholeWeightsMixin, PreTrainedModel):
         context_option_ids: torch.LongTensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Infer means and standard deviations of the latents, `(U, Z)` each: [`ContextEncoder.moments`]."""
-        kept = self.option_vectors.kept() if self.config.option_ids else None
+        kept = self.option_vectors.kept(context_embeds.device) if self.config.option_ids else None
         return self._moments(context_embeds, context_mask, context_option_ids, kept)
 
     def forward(
@@ -157,7 +157,7 @@ class NPRewardModel(TextScoringMixin, WholeWeightsMixin, PreTrainedModel):
             `ValueError`: if the options are not of size E, or no user is given to a conditional model.
         """
         self._check_options(option_embeds)
-        kept = self.option_vectors.kept() if self.config.option_ids else None
+        kept = self.option_vectors.kept(option_embeds.device) if self.config.option_ids else None
         options = self.embed_dropout(self.standardizer(option_embeds))  # (N, E)
         if kept is not None and option_ids is not None:
             options = options + self.option_vectors(option_ids, kept)

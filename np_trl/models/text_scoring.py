@@ -1,12 +1,12 @@
 """Rewards of texts: what a reward model of embedded options adds to its embedder."""
 
-import hashlib
 from functools import cached_property
 
 import torch
 
-from .pairs import SIDES, check_pairs, empty_context, stack_latents
-from .text_embedder import TextEmbedder, plain_text
+from .pairs import check_latents, empty_context, stack_latents
+from .text_embedder import TextEmbedder
+from .texts import KINDS, SIDES, check_pair, describe_tie, plain_text, text_id
 
 
 class TextScoringMixin:
@@ -39,9 +39,19 @@ class TextScoringMixin:
             vectors of options that recur: [`TextScoringMixin.infer_user`] adds them.
 
         Raises:
-            `ValueError`: if there are no pairs, or a pair lacks a text, or the model no embedder.
+            `ValueError`: if there are no pairs, or a pair lacks a text or is a tie, also to the embedder, or the model has no
+            embedder.
         """
-        return self._embed(_options_of(pairs)).view(1, len(pairs), 2, -1)
+        options = self._options_of(pairs)
+        embeds = self._embed(options).view(1, len(pairs), 2, -1)  # (1, C, 2, E)
+        numbers = self.number_options(options).view(1, -1, 2)  # (1, C, 2)
+        chosen, rejected = embeds.unbind(dim=2)  # (1, C, E) each
+        # by rounding in other batches at most
+        is_same = (chosen - rejected).norm(dim=-1) <= 1e-5 * chosen.norm(dim=-1)  # (1, C)
+        ties = is_same & (numbers[..., 0] == numbers[..., 1])  # (1, C)
+        for index in ties[0].nonzero().flatten().tolist():
+            raise ValueError(describe_tie(f"Pair {index}", "the same to the embedder", pairs[index]["chosen"]))
+        return embeds
 
     def read_pairs(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
         """
@@ -61,7 +71,7 @@ class TextScoringMixin:
         if not pairs:
             return empty_context(self.config.embed_size, self.device)
         mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
-        numbers = self.number_options(_options_of(pairs)).view(1, -1, 2)  # (1, C, 2)
+        numbers = self.number_options(self._options_of(pairs)).view(1, -1, 2)  # (1, C, 2)
         return {"context_embeds": self.embed_pairs(pairs), "context_mask": mask, "context_option_ids": numbers}
 
     @torch.no_grad()
@@ -118,7 +128,9 @@ class TextScoringMixin:
         ```
         """
         if users is not None:
-            latents = stack_latents(users, self.device)
+            latents = stack_latents(users, self)
+        elif latents is not None:
+            check_latents(latents, self.config.context_config.latent_size)
         if latents is None and self.config.conditional:
             latents = self.infer_user([])
         embeds, numbers = self._embed(options), self.number_options(options)  # (N, E), (N,)
@@ -147,20 +159,16 @@ class TextScoringMixin:
             `torch.LongTensor` of shape `(N,)`.
         """
         numbers = {key: number for number, key in enumerate(self.config.option_ids or [], start=1)}
-        ids = [option.get("option_id") or _text_id(plain_text(option["completion"])) for option in options]
-        return torch.tensor([numbers.get(key, 0) for key in ids], device=self.device)
+        ids = [option.get("option_id") or text_id(plain_text(option["completion"])) for option in options]
+        return torch.tensor([numbers.get(str(key), 0) for key in ids], device=self.device)
 
-
-def _text_id(text: str) -> str:
-    """The id of an option in a dataset that gives none: the start of its completion's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _options_of(pairs: list[dict]) -> list[dict]:
-    """The 2C options of pairs: chosen and rejected of the first, then of the second, ..."""
-    check_pairs(pairs, SIDES)
-    return [
-        {**pair, "completion": pair[side], "option_id": pair.get(f"{side}_option_id")}
-        for pair in pairs
-        for side in SIDES
-    ]
+    def _options_of(self, pairs: list[dict]) -> list[dict]:
+        """The 2C options of pairs: chosen and rejected of the first, then of the second, ..."""
+        prompt = [part for part in KINDS[self.text_embedder.kind] if part == "prompt"]
+        for index, pair in enumerate(pairs):
+            check_pair(pair, f"Pair {index}", (*prompt, *SIDES))
+        return [
+            {**pair, "completion": pair[side], "option_id": pair.get(f"{side}_option_id")}
+            for pair in pairs
+            for side in SIDES
+        ]

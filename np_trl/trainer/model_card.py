@@ -1,36 +1,48 @@
 """
 Model cards: what a model is, what it was trained on, how well it adapts, and how to use it.
 
-One is written at every save, from the template in `model_cards/`.
+One is written at every save, from the template in `model_cards/`. Names and settings come from outside: in the template each
+goes through the filter of the place it stands in, `text`, `code` or `python`.
 """
 
+import html
+import json
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment
 from transformers.utils import cached_file
-from yaml import YAMLError
 
 from np_trl.models import ContextEncoderConfig
 
 
 logger = logging.getLogger(__name__)
 
-_CURVE_KEY = re.compile(r"eval_(?:(?P<set>.+)_)?nc(?P<number>\d+)_(?P<name>[a-z_]+)")
+_CURVE_KEY = re.compile(r"eval_(?:(?P<set>.+)_)?nc(?P<number>\d+)_(?P<name>[a-z_]+)", re.DOTALL)
 _ROWS = {
     "accuracy": "accuracy",
     "accuracy_se": "standard error",
     "shuffled_accuracy": "control: other users' choices",
     "shuffled_accuracy_se": "standard error of the control",
     "worst_decile_accuracy": "worst tenth of the users",
+}
+# what is taken over of a base model's card, and what it may look like there
+_LICENSE_FIELDS = {
+    "license": re.compile(r"[\w.+-]{1,60}"),
+    "license_name": re.compile(r"[\w.,+()/ -]{1,100}"),
+    "license_link": re.compile(r"(https?://)?[\w.,+~#?=&%/-]{1,300}"),
 }
 _PACKAGES = ("np_trl", "trl", "transformers", "torch", "peft", "datasets")
 
@@ -130,12 +142,24 @@ def find_license(path: str, revision: str | None = None) -> dict[str, str]:
         a connection: whatever goes wrong here, a model must be saved.
     """
     try:
-        card = ModelCard.load(cached_file(path, "README.md", revision=revision))
-    except (OSError, ValueError, YAMLError) as error:
+        # line by line: whatever else is in a card may be broken, deep, or huge
+        fields = (line.partition(":") for line in _front_matter(cached_file(path, "README.md", revision=revision)))
+        found = {name: yaml.safe_load(value) for name, _, value in fields if name in _LICENSE_FIELDS}
+    except Exception as error:
         logger.info("The licence of %r could not be looked up: %s", path, error)
         return {}
-    found = {name: card.data.get(name) for name in ("license", "license_name", "license_link")}
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, str) and _LICENSE_FIELDS[name].fullmatch(value)
+    }
+
+
+def _front_matter(file: str, size: int = 2**20) -> list[str]:
+    """The lines between the first two rules of a card, of whose start `size` characters are read."""
+    with open(file, encoding="utf-8", errors="replace") as card:
+        first, *lines = card.read(size).lstrip().splitlines() or [""]
+    return list(takewhile(lambda line: line.rstrip() != "---", lines)) if first.rstrip() == "---" else []
 
 
 def describe_context_encoder(config: ContextEncoderConfig) -> dict:
@@ -155,7 +179,7 @@ def create_card(
     **facts,
 ) -> ModelCard:
     """
-    Fill the template.
+    Fill the template. All texts may come from outside.
 
     Args:
         kind (`str`):
@@ -180,6 +204,9 @@ def create_card(
     """
     base_license = find_license(base, base_revision) if base else {}
     task_type = "text-classification" if kind == "reward" else "text-generation"
+    model_name = one_line(model_name) or "model"
+    dataset_name = None if dataset_name is None else one_line(dataset_name) or None
+    curves = [replace(curve, name=None if curve.name is None else one_line(curve.name)) for curve in curves]
     card_data = ModelCardData(
         model_name=model_name,
         base_model=base if _is_on_hub(base) and kind != "reward" else None,
@@ -187,26 +214,59 @@ def create_card(
         **({} if kind == "reward" else base_license),
         library_name="np_trl" if kind == "adapter" else "transformers",
         pipeline_tag=None if kind == "reward" else task_type,
-        tags=["generated_from_trainer", *sorted(tags)],
+        tags=["generated_from_trainer", *sorted({one_line(tag) for tag in tags} - {""})],
         eval_results=evaluation_results(curves, task_type, dataset_name) or None,
     )
-    return ModelCard.from_template(
-        card_data,
-        template_path=str(files("np_trl.model_cards").joinpath("model_card.md.jinja")),
-        kind=kind,
-        model_name=model_name,
-        curves=curves,
-        base_name=_describe(base, base_revision),
-        base_license=base_license.get("license_name", base_license.get("license")),
-        settings={name: _show(value) for name, value in settings.items()},
-        versions={package: version(package) for package in _PACKAGES},
-        **facts,
+    environment = Environment()
+    environment.filters |= {"text": as_text, "code": as_code, "python": as_python}
+    template = environment.from_string(files("np_trl.model_cards").joinpath("model_card.md.jinja").read_text("utf-8"))
+    return ModelCard(
+        template.render(
+            card_data=card_data.to_yaml(),
+            kind=kind,
+            model_name=model_name,
+            curves=curves,
+            dataset_name=dataset_name,
+            base_name=_describe(base, base_revision),
+            base_license=base_license.get("license_name", base_license.get("license")),
+            settings={name: _show(value) for name, value in settings.items()},
+            versions={package: version(package) for package in _PACKAGES},
+            **facts,
+        )
+    )
+
+
+def one_line(value) -> str:
+    """Return a text from outside as one line of what can be printed, of 500 characters at most."""
+    printable = "".join(character if character.isprintable() else " " for character in str(value))
+    line = " ".join(printable.split())
+    return line if len(line) <= 500 else f"{line[:499]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def as_text(value) -> str:
+    """Write a text from outside such that Markdown and HTML take it for nothing else."""
+    line = re.sub(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|:(?=//)", r"\\\g<0>", one_line(value))
+    return html.escape(line, quote=False)
+
+
+def as_code(value) -> str:
+    """Write a text from outside as a code span of Markdown, unless it has characters that would mean something there."""
+    line = one_line(value)
+    return f"`{line}`" if line and not set(line) & set("`|\\<>&") else as_text(line)
+
+
+def as_python(value) -> str:
+    """Write a text from outside as a literal of Python."""
+    literal = json.dumps(str(value), ensure_ascii=False).replace("<", "\\x3c")
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in literal
     )
 
 
 def public_name(path: str) -> str:
     """Return a name on the Hub as it is, and of a path on this machine the last part: the rest is nobody else's concern."""
-    return Path(path).name if Path(path).exists() else path
+    is_path = os.path.exists(path) or path.startswith(("/", "./", "../", "~"))
+    return Path(os.path.abspath(path)).name if is_path else path
 
 
 def _show(value) -> str:
@@ -218,13 +278,13 @@ def _show(value) -> str:
 
 
 def _is_on_hub(name: str | None) -> bool:
-    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not os.path.exists(name)
 
 
 def _describe(base: str | None, revision: str | None) -> str:
     if not base:
         return "not named"
     if not _is_on_hub(base):
-        return f"a local folder, `{public_name(base)}`"
+        return f"a local folder, {as_code(public_name(base))}"
     link = f"[{base}](https://huggingface.co/{base})"
-    return link if revision is None else f"{link} at `{revision}`"
+    return link if revision is None else f"{link} at {as_code(revision)}"

@@ -1,13 +1,16 @@
 """Where a policy comes from. TRL would load it from there, but knows no FiLM; so all that TRL loads is loaded here, alike."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from peft import PeftConfig
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import create_policy, create_reference, find_commit, hub_arguments, read_policy_config
 
@@ -53,13 +56,27 @@ class PolicySource:
         """The commit on the Hub."""
         return find_commit(self.path, **self.init_kwargs)
 
-    def read_config(self, film_kwargs: dict) -> PreTrainedConfig:
-        """The configuration of the policy: [`read_policy_config`]."""
-        return read_policy_config(self.path, film_kwargs, **self.init_kwargs)
+    def load_policy(
+        self, film_kwargs: dict, peft_config: PeftConfig | None, embedded: bool, seed: int
+    ) -> tuple[PreTrainedModel, PeftConfig | None]:
+        """
+        Load the policy ([`create_policy`]) for the adapter that it will get.
 
-    def load_policy(self, film_kwargs: dict, peft_config: PeftConfig | None) -> PreTrainedModel:
-        """The policy, for the adapter that it will get: [`create_policy`]."""
-        return create_policy(self.path, film_kwargs, peft_config, **self.init_kwargs)
+        Args:
+            film_kwargs (`dict`):
+                Fields of the FiLM config.
+            peft_config ([`~peft.PeftConfig`], *optional*), embedded (`bool`):
+                The adapter, and whether options come embedded: [`complete_adapter`].
+            seed (`int`):
+                Seed of FiLM and of the context encoder, set here as TRL does where it makes a model.
+
+        Returns:
+            `tuple[PreTrainedModel, PeftConfig | None]`: the policy, and the adapter completed.
+        """
+        config = read_policy_config(self.path, film_kwargs, **self.init_kwargs)
+        peft_config = complete_adapter(peft_config, config, embedded, self.commit)
+        set_seed(seed)
+        return create_policy(self.path, film_kwargs, peft_config, **self.init_kwargs), peft_config
 
     def load_reference(self, policy: PreTrainedModel) -> PreTrainedModel:
         """The reference policy of a policy without an adapter, in the precision and with the attention of the policy."""
@@ -72,3 +89,18 @@ class PolicySource:
         return AutoTokenizer.from_pretrained(
             self.path, trust_remote_code=self.init_kwargs["trust_remote_code"], **source
         )
+
+
+@contextmanager
+def used_init_kwargs(args: NPDPOConfig, source: PolicySource | None) -> Iterator[None]:
+    """
+    Hide `args.model_init_kwargs` from TRL where a [`PolicySource`] has used them: TRL would say that they are ignored. They
+    are there again afterwards.
+    """
+    init_kwargs = args.model_init_kwargs
+    if source is not None:
+        args.model_init_kwargs = None
+    try:
+        yield
+    finally:
+        args.model_init_kwargs = init_kwargs

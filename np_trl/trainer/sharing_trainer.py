@@ -1,17 +1,85 @@
-"""What the two trainers share with others: a model card at every save, and code with every push."""
+"""What the two trainers share with others: a model card at every save, and what belongs to the model at every push."""
 
-import json
-import shutil
+import copy
+import logging
+import os
+import re
+import tempfile
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from transformers.trainer import TRAINING_ARGS_NAME
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from np_trl.files import sync_folder, whole_folder, write_whole
+from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.trainer.model_card import AccuracyCurve, accuracy_curves, create_card, public_name
+from np_trl.trainer.uploads import WEIGHT_FILE, UploadingTrainerMixin
 
 
-class SharingTrainerMixin:
+logger = logging.getLogger(__name__)
+
+
+def copy_to_cpu(model: nn.Module) -> nn.Module:
+    """Copy a model, its plain weights into the memory of the CPU: an accelerator may have no room for two."""
+    weights = chain(model.parameters(), model.buffers())
+    plain = {id(weight): weight for weight in weights if type(weight) in (nn.Parameter, Tensor)}  # not quantised
+    return copy.deepcopy(model, {key: _copy_weight(weight) for key, weight in plain.items()})
+
+
+@contextmanager
+def whole_model(output_dir: str | Path, model_type: str) -> Iterator[Path]:
+    """
+    A folder to save a model to. Its files appear in `output_dir` when all of them are complete, in place of those of an
+    earlier save; what else is there stays.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Where the model goes.
+        model_type (`str`):
+            The type of its configuration.
+
+    Yields:
+        `Path`: a new folder.
+
+    Raises:
+        `ValueError`: if a model of another type is there, such as the base, whose weights would be replaced.
+    """
+    output_dir = Path(output_dir)
+    if Path(output_dir, "config.json").exists():
+        there = PreTrainedConfig.get_config_dict(output_dir)[0].get("model_type")
+        if there != model_type:
+            raise ValueError(
+                f"`output_dir={str(output_dir)!r}` holds a model of type {there!r}, which would be replaced by one of type "
+                f"{model_type!r}. Name another folder."
+            )
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        with whole_folder(output_dir) as folder:
+            yield folder
+        return
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".np_trl_") as folder:
+        yield Path(folder)
+        sync_folder(folder)
+        names = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+        for name in names:
+            path = output_dir / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(folder, name), path)
+        for path in output_dir.iterdir():  # weights of an earlier save, which would be loaded with or before these
+            if re.fullmatch(WEIGHT_FILE, path.name) and path.name not in names:
+                path.unlink()
+
+
+def _copy_weight(weight: Tensor) -> Tensor:
+    values = weight.detach().to("cpu", copy=True)
+    return nn.Parameter(values, weight.requires_grad) if isinstance(weight, nn.Parameter) else values
+
+
+class SharingTrainerMixin(UploadingTrainerMixin):
     """Mix into a TRL trainer. Its class tells what a card needs to know in `_card_facts`."""
 
     _paper = {
@@ -64,13 +132,23 @@ class SharingTrainerMixin:
                 Tags beside those of the method.
         """
         dataset_name = None if dataset_name is None else public_name(dataset_name)
-        told = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
-        self._told = {**self._told, **{name: value for name, value in told.items() if value is not None}}
+        # TRL calls this at every checkpoint, with the default name
+        model_name = None if model_name == self._default_name else model_name
+        told = {"model_name": model_name, "dataset_name": dataset_name}
+        tags = {*self._told.get("tags", ()), *([tags] if isinstance(tags, str) else tags or ())}
+        told = {name: value for name, value in told.items() if value is not None}
+        self._told = {**self._told, **told, "tags": tags}
         self._save_card(self.args.output_dir)
 
-    # Override: a card beside every model that is saved.
+    # Override: a card beside every model that is saved, and no code but ours.
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
+        processing_class = self.processing_class
+        if processing_class is not None:
+            self.processing_class = tokenizer_without_code(processing_class)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.processing_class = processing_class
         self._save_card(output_dir or self.args.output_dir)
 
     # Override: the card shows what is saved in eval_results.json.
@@ -94,29 +172,14 @@ class SharingTrainerMixin:
         evaluations = [entry for entry in self.state.log_history if entry["step"] == self._best_update]
         self._evaluation = {key: value for entry in evaluations for key, value in entry.items()}
 
-    # Override: the pickle that `Trainer` saves of its arguments, a token among them, stays here.
-    def init_hf_repo(self, *args, **kwargs):
-        super().init_hf_repo(*args, **kwargs)
-        if self.is_world_process_zero():
-            path = Path(self.args.output_dir, ".gitignore")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            ignored = path.read_text().splitlines() if path.exists() else []
-            path.write_text("\n".join([*ignored, *({TRAINING_ARGS_NAME} - set(ignored)), ""]))
-
-    # Override: code goes with the weights that are pushed in the course of training.
-    def _push_from_checkpoint(self, checkpoint_folder):
-        for path in Path(checkpoint_folder).glob("*.py"):
-            shutil.copy(path, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
-
     def _save_card(self, output_dir: str, **facts) -> None:
         """Write the model card to a folder; `facts` are those that differ from this trainer's."""
         if not self.is_world_process_zero():
             return
-        tags = self._told.get("tags", [])
+        model_tags = self.accelerator.unwrap_model(self.model).model_tags or ()
         variables = {
             "source": self.hub_model_id or str(output_dir),
-            "model_name": Path(self.hub_model_id or self.args.output_dir).name,
+            "model_name": self._default_name,
             "curves": self._accuracy_curves(),
             "method": self._name,
             "paper_title": self._paper["title"],
@@ -127,23 +190,33 @@ class SharingTrainerMixin:
             "settings": self._settings(),
             **self._card_facts(),
             **self._told,
-            "tags": {*self._tag_names, *([tags] if isinstance(tags, str) else tags)},
+            "tags": {*self._tag_names, *model_tags, *self._told.get("tags", ())},
             **facts,
         }
-        card = create_card(**variables)
-        card.save(Path(output_dir, "README.md"))
+        try:
+            card = create_card(**variables)
+        except Exception as error:  # whatever a text from outside leads to, the model must be saved
+            logger.warning("The model card of %r could not be written: %s", str(output_dir), error)
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        write_whole(Path(output_dir, "README.md"), str(card))
 
     def _card_facts(self) -> dict:
         """Variables of the template that depend on the model: its kind, its base, and how it is used."""
         raise NotImplementedError
 
     def _accuracy_curves(self) -> list[AccuracyCurve]:
-        """The last evaluation: of this trainer, or else of `eval_results.json`."""
+        """The last evaluation, of this trainer or of the run that it goes on with."""
         names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
-        metrics, path = self._evaluation, Path(self.args.output_dir, "eval_results.json")
-        if not metrics and path.exists():
-            metrics = json.loads(path.read_text())
-        return accuracy_curves(metrics, names)
+        return accuracy_curves(self._evaluation or self._logged_evaluation(names), names)
+
+    def _logged_evaluation(self, names: list[str | None]) -> dict[str, float]:
+        """The last evaluation in the log, which checkpoints keep: results files do not say of which run they are."""
+        evaluations = [entry for entry in self.state.log_history if accuracy_curves(entry, names)]
+        if not evaluations:
+            return {}
+        last = [entry for entry in evaluations if entry["step"] == evaluations[-1]["step"]]
+        return {key: value for entry in last for key, value in entry.items()}
 
     def _settings(self) -> dict[str, str]:
         args = self.args
@@ -157,12 +230,10 @@ class SharingTrainerMixin:
         return settings
 
     def _describe_data(self) -> str:
-        name = self._told.get("dataset_name")
-        name = "preference pairs" if name is None else f"`{name}`"
         if isinstance(self.train_dataset, IterableDataset):
-            return f"{name}, streamed"
+            return "streamed"
         users = len(self.train_dataset.unique("user_id"))
-        return f"{name}, {len(self.train_dataset):,} pairs of {users:,} users"
+        return f"{len(self.train_dataset):,} pairs of {users:,} users"
 
     def _describe_eval_users(self) -> str:
         """Say how many users were evaluated, and how many of them are in the training set."""

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from np_trl.files import whole_folder
+from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import NP_MODULES
 from np_trl.models.lora_gate import DirectionGate
@@ -69,7 +70,7 @@ def export_model(policy: PreTrainedModel | PeftModel, user, path: str | Path, to
             _fold_attention(copied, film[0])
         _to_plain(copied).save_pretrained(folder)
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            tokenizer_without_code(tokenizer).save_pretrained(folder)
 
 
 @torch.no_grad()
