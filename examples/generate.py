@@ -39,7 +39,6 @@ class ScriptArguments:
 
 
 def main(script_args: ScriptArguments) -> None:
-    set_seed(script_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path, padding_side="left")
     model = load_policy(script_args.model_name_or_path).eval()
     inputs = tokenizer(script_args.prompts, padding=True, return_tensors="pt")
@@ -47,6 +46,7 @@ def main(script_args: ScriptArguments) -> None:
     if script_args.user is not None:
         latents = model.infer_user(read_pairs(script_args.user), tokenizer)  # (1, Z)
         users["latents"] = latents.expand(len(script_args.prompts), -1)
+    set_seed(script_args.seed)  # after loading, which draws
     outputs = model.generate(
         **inputs,
         **users,

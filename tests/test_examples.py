@@ -11,16 +11,18 @@ import pytest
 import yaml
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl import TrlParser
 
-from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, RewardModelArguments
+from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, RewardModelArguments, load_policy
 from np_trl.data.embeddings import text_id
+from np_trl.data.style_population import STYLES, name_style
 
 from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_base, tiny_tokenizer
 
 
 EXAMPLES = ROOT / "examples"
+USERS = ("casual_prose", "formal_lists")
 
 
 def run(script: str, *arguments, cwd) -> str:
@@ -35,40 +37,72 @@ def results(path) -> dict:
     return json.loads((path / "eval_results.json").read_text())
 
 
+def of_groups(metrics: dict, name: str, ending: str, groups: list[str]) -> list[float]:
+    return [metrics[f"{name}_{group}_{ending}"] for group in groups]
+
+
+def expected_answers(path, choices: list[dict]) -> str:
+    """What `generate.py` prints for a user: the same seed, and the latents of the user's choices."""
+    policy = load_policy(str(path)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    prompts = ["How do I clean the bike?", "How do I tune the radio?"]
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+    latents = policy.infer_user(choices, tokenizer).expand(len(prompts), -1)
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0, "max_new_tokens": 64}
+    set_seed(0)
+    answers = policy.generate(**inputs, latents=latents, **sampling)[:, inputs["input_ids"].shape[1] :]
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return "".join(f"\n{prompt}\n{text}\n" for prompt, text in zip(prompts, texts, strict=True))
+
+
 def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
     config = EXAMPLES / "configs" / "np_dpo_style.yaml"
     small = "--num_train_users 32 --num_eval_users 32 --reward_steps 20 --max_steps 4 --baseline_steps 2".split()
-    printed = run(
-        "np_dpo.py", "--config", config, *small, "--per_device_train_batch_size", 4, "--num_threads", 1, cwd=tmp_path
-    )
+    small += "--per_device_train_batch_size 4 --np_learning_rate 5e-3 --num_threads 1".split()
+    printed = run("np_dpo.py", "--config", config, *small, cwd=tmp_path)
     metrics = results(tmp_path / "runs" / "np_dpo_style")
-    for key in (
-        "eval_nc0_accuracy", "eval_nc10_accuracy", "eval_nc10_accuracy_se", "eval_nc10_nll", "eval_nc10_bayes_accuracy",
-        "eval_nc10_worst_decile_accuracy", "eval_nc10_worst_group_accuracy", "eval_nc10_shuffled_accuracy",
-        "eval_nc10_long_list_formal_sure_accuracy", "eval_nc10_steering_accuracy", "eval_nc10_win_rate",
-        "eval_nc10_short_prose_casual_sure_win_rate", "eval_nc10_kl", "eval_nc10_grammatical",
-        "eval_nc10_base_grammatical", "eval_mixture_nc0_accuracy", "eval_reward_nc10_accuracy",
-    ):  # fmt: skip
-        assert 0 <= metrics[key] <= 5, key
-    assert metrics["eval_nc10_base_grammatical"] > 0.95
+    groups = [name_style(style) for style in STYLES]
+    for name in ("eval_nc0", "eval_nc10", "eval_mixture_nc0", "eval_reward_nc10"):  # every group has two users
+        accuracies = of_groups(metrics, name, "accuracy", groups)
+        assert metrics[f"{name}_accuracy"] == pytest.approx(np.mean(accuracies)), name
+        assert metrics[f"{name}_worst_group_accuracy"] == min(accuracies), name
+    assert metrics["eval_nc10_win_rate"] == pytest.approx(np.mean(of_groups(metrics, "eval_nc10", "win_rate", groups)))
+    assert metrics["eval_nc0_bayes_accuracy"] == 0.5 and metrics["eval_nc10_bayes_accuracy"] > 0.99
+    # who knows no choices, or another user's, is right for as many users as wrong
+    for key in ("eval_nc0", "eval_mixture_nc0", "eval_reward_nc0"):
+        assert metrics[f"{key}_accuracy"] == pytest.approx(0.5, abs=0.12), key
+    assert metrics["eval_reward_nc10_accuracy"] > 0.7 > 0.62 > metrics["eval_reward_nc10_shuffled_accuracy"]
+    # 4 steps change little of what is written, in the same language
+    assert metrics["eval_nc10_steering_accuracy"] == pytest.approx(0.5, abs=0.15)
+    assert metrics["eval_nc10_base_grammatical"] > 0.95 and metrics["eval_nc10_grammatical"] > 0.7
+    assert 1e-3 < metrics["eval_nc10_kl"] < 0.5
     assert printed.count("to a user who chose") == 4
     merged = tmp_path / "runs" / "np_dpo_style" / "merged"
     # the merged policy, and the adapter
-    for path, user in ((merged, "formal_lists"), (merged.parent, "casual_prose")):
-        choices = EXAMPLES / "users" / f"{user}.json"
-        assert "How do I clean the bike?" in run(
-            "generate.py", "--model_name_or_path", path, "--user", choices, cwd=tmp_path
-        )
+    users = {name: json.loads((EXAMPLES / "users" / f"{name}.json").read_text())["pairs"] for name in USERS}
+    for path in (merged, merged.parent):
+        of_users = {name: expected_answers(path, choices) for name, choices in users.items()}
+        assert len(set(of_users.values())) == 2
+        name = USERS[path == merged]
+        choices = EXAMPLES / "users" / f"{name}.json"
+        printed = run("generate.py", "--model_name_or_path", path, "--user", choices, cwd=tmp_path)
+        assert printed == of_users[name]
     # what an adapter writes, against the mixture's policy, and its latents
-    users = ["--dataset_name", merged.parent / "users.parquet", *"--group_column group --num_contexts 0 2".split()]
+    users = ["--dataset_name", merged.parent / "users.parquet", "--group_column", "group"]
     judged = ["--num_generations", 1, "--judges", "style", "--opponent", merged.parent / "mixture"]
-    run("evaluate_model.py", "--model", merged.parent, *users, *judged, "--output_dir", "out", cwd=tmp_path)
+    contexts = ["--num_contexts", 0, 2]
+    run("evaluate_model.py", "--model", merged.parent, *users, *contexts, *judged, "--output_dir", "out", cwd=tmp_path)
     written = results(tmp_path / "out")
-    assert 0 <= written["eval_nc2_short_list_casual_sure_win_rate"] <= 1 and written["eval_nc0_kl"] >= 0
+    assert written["eval_nc2_win_rate"] == pytest.approx(np.mean(of_groups(written, "eval_nc2", "win_rate", groups)))
+    assert written["eval_nc2_kl"] > 5 * written["eval_nc0_kl"] > 0  # choices move the policy
+    for writer in ("base", "opponent"):  # but nobody else
+        assert written[f"eval_nc2_{writer}_tokens"] == written[f"eval_nc0_{writer}_tokens"]
+    assert written["eval_nc0_base_tokens"] != written["eval_nc0_opponent_tokens"]
     pytest.importorskip("matplotlib")
-    figure = ["--figure", "latents", "--results_dir", "pictures"]
+    figure = ["--num_contexts", 0, 1, 10, "--figure", "latents", "--results_dir", "pictures"]
     run("paper/fig3_policies.py", "--model", merged.parent, *users, *figure, cwd=tmp_path)
-    assert -1 <= json.loads((tmp_path / "pictures" / "latents.json").read_text())["figures"]["nc2_silhouette"] <= 1
+    figures = json.loads((tmp_path / "pictures" / "latents.json").read_text())["figures"]
+    assert figures["nc10_silhouette"] > figures["nc1_silhouette"] + 0.1  # the groups part with the choices
 
 
 def test_an_ablation_changes_one_part_at_a_time_and_goes_on_where_it_stopped(tmp_path):
@@ -138,11 +172,12 @@ def test_a_reward_model_is_trained_and_evaluated_on_texts_with_a_table_of_embedd
     assert len(AutoConfig.from_pretrained(tmp_path / "reward").option_ids) == len(texts)
     assert results(tmp_path / "reward").keys() >= {"eval_nc5_accuracy", "eval_nc5_shuffled_accuracy"}
     assert not any(key.startswith("eval_nc20") for key in results(tmp_path / "reward"))
-    contexts = "--num_contexts 0 1 3 5 --where split=val".split()
+    contexts = "--num_contexts 0 1 3 5 --num_targets 5 --seed 0 --num_draws 4 --where split=val".split()
     run("evaluate_model.py", "--model", "reward", *files, *contexts, "--output_dir", "out", cwd=tmp_path)
-    metrics = results(tmp_path / "out")
-    assert {f"eval_nc{n}_accuracy" for n in (0, 1, 3, 5)} <= metrics.keys()
-    assert 0 <= metrics["eval_nc5_shuffled_accuracy"] <= 1
+    metrics, expected = results(tmp_path / "out"), results(tmp_path / "reward")
+    for key in (*(f"eval_nc{n}_nll" for n in (0, 1, 3, 5)), "eval_nc5_shuffled_accuracy"):
+        assert metrics[key] == pytest.approx(expected[key], abs=1e-5), key
+    assert metrics["eval_nc5_nll"] != metrics["eval_nc0_nll"]
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (EXAMPLES / "configs").glob("np_reward_*.yaml")))
@@ -216,7 +251,17 @@ def test_options_are_withheld_from_training(tmp_path):
 def test_a_policy_is_evaluated_against_its_reference(tmp_path):
     trainer = NPDPOTrainer(
         tiny_base(tmp_path / "base"),
-        args=dpo_config(tmp_path / "policy", eval_num_contexts=[0, 2], eval_num_targets=20),
+        # none of them is the default of the script
+        args=dpo_config(
+            tmp_path / "policy",
+            eval_num_targets=20,
+            max_steps=4,
+            learning_rate=0.1,
+            np_learning_rate=0.1,
+            beta=0.3,
+            max_length=24,
+            truncation_mode="keep_end",
+        ),
         train_dataset=style_rows(),
         eval_dataset=style_rows(seed=1),
         processing_class=tiny_tokenizer(),
@@ -224,6 +269,7 @@ def test_a_policy_is_evaluated_against_its_reference(tmp_path):
     )
     trainer.train()
     expected = trainer.evaluate()
+    assert abs(expected["eval_nc2_nll"] - np.log(2)) > 0.005  # where `beta` and lengths would make no difference
     trainer.save_model()
     trainer.save_merged(tmp_path / "merged")
     style_rows(seed=1).to_parquet(tmp_path / "test.parquet")

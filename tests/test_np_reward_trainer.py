@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from trl import RewardTrainer
 
 from np_trl import NPRewardModel, NPRewardModelConfig, NPRewardTrainer
 from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population
@@ -115,10 +114,19 @@ def test_a_finished_run_is_trained_no_further(tmp_path, streamed, num_steps):
         assert torch.equal(again.model.state_dict()[name], weight), name
 
 
-def test_iterable_tasks_train(tmp_path):
-    trainer = build(tmp_path, train_dataset=task_rows(embedded_rows()), max_steps=3)
+def test_the_loss_of_streamed_tasks_is_that_of_their_targets_given_their_contexts(tmp_path):
+    rows = embedded_rows()
+    trainer = build(tmp_path, train_dataset=task_rows(rows, num_context=2), max_steps=2, learning_rate=0)
     trainer.train()
-    assert all(math.isfinite(loss) for loss in losses(trainer))
+    chosen, rejected = (torch.tensor(rows[f"{side}_embeds"][:]).view(8, 12, 6) for side in ("chosen", "rejected"))
+    contexts, mask = torch.stack([chosen, rejected], dim=2)[:, :2], torch.ones(8, 2, dtype=torch.bool)
+    with torch.no_grad():
+        latents = trainer.model.infer_latents(contexts, mask)
+        options = torch.cat([chosen[:, 2:].reshape(-1, 6), rejected[:, 2:].reshape(-1, 6)])
+        index = torch.arange(8).repeat_interleave(10).repeat(2)
+        rewards = trainer.model(options, latents=latents, context_index=index).logits.view(2, 8, 10)
+    of_users = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).mean(dim=1)
+    assert losses(trainer) == pytest.approx([float(of_users[:4].mean()), float(of_users[4:].mean())], rel=1e-4)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -183,20 +191,23 @@ def test_embeddings_of_another_size_are_refused(tmp_path):
         build(tmp_path, train_dataset=embedded_rows(embed_size=4))
 
 
-def test_it_is_trls_trainer():
-    assert issubclass(NPRewardTrainer, RewardTrainer)
-
-
 def test_vectors_of_options_are_trained_and_missed(tmp_path, caplog):
     dataset = embedded_rows()
     options = [f"option {index % 7}" for index in range(len(dataset))]
     dataset = dataset.add_column("chosen_option_id", options).add_column("rejected_option_id", options[::-1])
     model = tiny_reward_model(option_ids=sorted(set(options)))
-    trainer = build(tmp_path, model=model, train_dataset=dataset, eval_dataset=embedded_rows(seed=1))
+    trainer = build(
+        tmp_path, model=model, train_dataset=dataset, eval_dataset=embedded_rows(seed=1), learning_rate=0.1
+    )
     assert "The eval dataset has no ['chosen_option_id', 'rejected_option_id'] column" in caplog.text
     trainer.train()
     assert (model.option_vectors.weight != 0).any(dim=1).all()
-    assert 0 <= trainer.evaluate()["eval_nc2_accuracy"] <= 1
+    # rows without ids are read without the vectors, and rows with them are not
+    without, with_ids = trainer.evaluate(), trainer.evaluate(dataset)
+    torch.nn.init.zeros_(model.option_vectors.weight)
+    for key in ("eval_nc0_nll", "eval_nc2_nll"):
+        assert trainer.evaluate()[key] == without[key]
+        assert abs(trainer.evaluate(dataset)[key] - with_ids[key]) > 1e-4
 
 
 def test_the_best_checkpoint_by_likelihood_is_kept(tmp_path):

@@ -112,6 +112,13 @@ def test_which_option_is_called_chosen_gives_nothing_away(two_kinds):
     torch.testing.assert_close(first, -second)
 
 
+def test_a_selected_number_is_that_of_a_pair_of_the_pool(two_kinds):
+    pairs = pairs_of(1, 4, correlation=0.0, seed=1)[0]
+    pool = QuestionPool(pairs, two_kinds)
+    (number,) = select_pairs(pool, UserProfile(two_kinds))
+    assert pool[number] is pairs[number] and len(list(pool)) == len(pool) == 4
+
+
 def test_no_question_is_asked_twice(two_kinds):
     (asked,) = pairs_of(1, 4, 0.7, seed=6)
     user = profile(two_kinds, None, asked[2], reverse(asked[0]))

@@ -1,22 +1,28 @@
 """A user's reward model at work: the best of n, and TRL's GRPO and RLOO trainers on its rewards."""
 
+import json
 import math
 import pickle
+import re
 import runpy
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from np_trl import NPRewardModel
+from np_trl.data.style_grammar import detect_attributes, is_grammatical
+from np_trl.data.style_population import STYLES, split_prompts
 from np_trl.users import UserProfile, UserReward, best_of_n
 from np_trl.users.choices import reverse
 
 from .test_examples import EXAMPLES, results, run
 from .test_text_context import chat_tokenizer
 from .test_text_embedder import tiny_bert
-from .testing_utils import CONTEXT_CONFIG, tiny_base, tiny_reward_model, tiny_tokenizer
+from .testing_utils import CONTEXT_CONFIG, STYLE_GEMMA, tiny_base, tiny_reward_model, tiny_tokenizer
 
 
 PAIRS = [
@@ -186,43 +192,68 @@ def test_trl_trains_a_policy_on_the_reward(tmp_path, model, mode, conversational
         save_strategy="no",
         logging_steps=1,
     )
+    reward = UserReward(model, {"bike's": ada, "lamp's": bob}, name="liked")
     trainer = trainer_class(
         base,
-        reward_funcs=UserReward(model, {"bike's": ada, "lamp's": bob}),
+        reward_funcs=reward,
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=chat_tokenizer() if conversational else tiny_tokenizer(),
     )
     trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "rewards/user_reward/mean" in entry]
+    logged = [entry for entry in trainer.state.log_history if "rewards/liked/mean" in entry]
     assert len(logged) == 2
-    assert all(math.isfinite(entry["rewards/user_reward/mean"]) for entry in logged)
-    assert all(entry["rewards/user_reward/std"] > 0 for entry in logged)
+    assert all(math.isfinite(entry["rewards/liked/mean"]) for entry in logged)
+    assert all(entry["rewards/liked/std"] > 0 for entry in logged)
     before, after = AutoModelForCausalLM.from_pretrained(base).state_dict(), trainer.model.state_dict()
     assert not any(torch.equal(before[name], after[name]) for name in before if "q_proj" in name)
 
 
+def answers_printed(printed: str, heading: str) -> list[str]:
+    """The answers under each of these headings, which are printed four columns in, the first line with its own blank."""
+    found = re.findall(rf"^{re.escape(heading)}\n((?:    .*\n)+)", printed, re.M)
+    return [" " + text.removesuffix("\n").replace("\n    ", "\n").removeprefix("    ") for text in found]
+
+
+def write_candidates(prompt: str, number: int) -> list[str]:
+    """Sample answers of the tiny Gemma from seed 0."""
+    tokenizer, model = tiny_tokenizer(), AutoModelForCausalLM.from_pretrained(STYLE_GEMMA).eval()
+    inputs = tokenizer(prompt, return_tensors="pt")
+    set_seed(0)
+    outputs = model.generate(**inputs, do_sample=True, max_new_tokens=64, num_return_sequences=number)
+    return tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
 def test_the_examples_train_on_and_pick_by_the_rewards_of_a_user(tmp_path):
     config = ["--config", EXAMPLES / "configs" / "grpo_style.yaml"]
-    small = "--num_threads 1 --num_train_users 16 --reward_steps 20 --num_answers 4 --num_candidates 2".split()
+    small = "--num_threads 1 --num_train_users 16 --reward_steps 20 --num_answers 2 --num_candidates 4".split()
     small += "--max_steps 2 --per_device_train_batch_size 4 --num_generations 2 --output_dir out".split()
     printed = run("grpo.py", *config, *small, cwd=tmp_path)
     metrics = results(tmp_path / "out")
-    for name in ("base_model", "best_of_2", "grpo"):
-        assert 0 <= metrics[f"eval_{name}_as_wanted"] <= 1 and 0 <= metrics[f"eval_{name}_grammatical"] <= 1
-    assert metrics["eval_best_of_2_reward"] >= metrics["eval_base_model_reward"]
-    assert printed.count("  best of 2:") == 2
+    prompts = split_prompts()[1][:2]  # all that are answered are printed
+    for name in ("base model", "best of 4", "GRPO"):
+        texts = answers_printed(printed, f"  {name}:")
+        key = f"eval_{name.lower().replace(' ', '_')}"
+        wanted = np.array([detect_attributes(text) for text in texts]) == np.array(STYLES[10])
+        assert metrics[f"{key}_as_wanted"] == wanted.mean(), name
+        grammatical = [is_grammatical(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        assert metrics[f"{key}_grammatical"] == np.mean(grammatical), name
+    assert metrics["eval_best_of_4_reward"] > metrics["eval_base_model_reward"]
     # one's own prompts, reward model and user; the best of n for two users
     reward_model, users = tmp_path / "out" / "np_reward", sorted((EXAMPLES / "users").glob("*.json"))
     (tmp_path / "prompts.csv").write_text("prompt\nHow do I fix the bike?\nHow do I fix the lamp?\n")
     own = ["--dataset_name", "prompts.csv", "--reward_model_name_or_path", reward_model, "--user", users[0]]
     assert "Policy: out" in run("grpo.py", *config, *small, *own, cwd=tmp_path)
-    picks = ["--reward_model_name_or_path", reward_model, "--users", *users, "--num_candidates", 2]
+    picks = ["--reward_model_name_or_path", reward_model, "--users", *users, "--num_candidates", 16]
     printed = run("best_of_n.py", *picks, "--prompts", "How do I fix the bike?", cwd=tmp_path)
-    assert [line for line in printed.splitlines() if line.startswith("  for")] == [
-        "  for casual_prose:",
-        "  for formal_lists:",
-    ]
+    texts, model = write_candidates("How do I fix the bike?", 16), NPRewardModel.from_pretrained(reward_model)
+    best = []
+    for user in users:
+        choices = UserProfile(model, pairs=json.loads(user.read_text())["pairs"])
+        options = [{"prompt": "How do I fix the bike?", "completion": text} for text in texts]
+        best.append(texts[int(model.score(options, users=[choices]).argmax())])
+        assert answers_printed(printed, f"  for {user.stem}:") == best[-1:]
+    assert best[0] != best[1]
 
 
 def test_what_the_example_cannot_combine_is_named():
@@ -233,3 +264,11 @@ def test_what_the_example_cannot_combine_is_named():
         arguments(user="user.json")
     with pytest.raises(ValueError, match="`user_number=16` must be at least 0 and less than 16"):
         arguments(user_number=16)
+
+
+def test_rewards_of_one_run_never_share_a_name(model):
+    ada, bob = opposites(model)
+    users = [ada, bob, ada.latents, {"a": ada, "b": bob}, {"a": bob, "b": ada}]
+    names = [UserReward(model, user).__name__ for user in users]
+    assert names[0] == names[2] and len(set(names)) == len(users) - 1  # a profile and its latent are one user
+    assert all(name.startswith("user_reward_") for name in names)
