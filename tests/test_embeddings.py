@@ -80,3 +80,56 @@ def test_options_are_the_two_sides_of_each_pair():
         "because", "no idea", "no idea", "because",
     ]  # fmt: skip
     assert list(options_of(pairs(), "prompt_response"))[2] == {"prompt": "How?", "completion": "no idea"}
+
+
+@pytest.mark.parametrize(("noise", "is_error"), [(1e-3, False), (0.5, True)])
+def test_a_text_with_two_embeddings_in_the_table_is_refused(noise, is_error):
+    rows = table(response=["no idea", "because"]).to_list()
+    rows = Dataset.from_list([*rows, {**rows[1], "embedding": [1.0, -1.0 + noise]}])
+    if not is_error:  # as from another batch
+        assert join_embeddings(pairs(), rows)[0]["chosen_embeds"] == pytest.approx([1, -1], abs=2e-3)
+        return
+    with pytest.raises(ValueError, match=rf"two for the text with `text_id` '{text_id('because')}', in rows 1 and 2"):
+        join_embeddings(pairs(), rows)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e5])
+def test_embeddings_beyond_float16_are_kept(scale):
+    rows = [
+        {**row, "embedding": [scale * value for value in row["embedding"]]}
+        for row in table(response=["no idea", "because"])
+    ]
+    joined = join_embeddings(pairs(), Dataset.from_list(rows))
+    assert joined[0]["chosen_embeds"] == pytest.approx([scale, -scale], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        (None, "`embedding` of row 1 of the table of embeddings is null"),
+        ([1.0], r"The table of embeddings holds embeddings of sizes \[1, 2\]"),
+        ([float("nan"), 1.0], "`embedding` of row 1 of the table of embeddings holds NaN"),
+    ],
+)
+def test_bad_embeddings_of_a_table_are_named(embedding, message):
+    rows = table(response=["no idea", "because"]).to_list()
+    rows[1]["embedding"] = embedding
+    with pytest.raises(ValueError, match=message):
+        join_embeddings(pairs(), Dataset.from_list(rows))
+
+
+@pytest.mark.parametrize("identify", [add_option_ids, lambda rows: join_embeddings(rows, table(response=["because"]))])
+def test_a_row_without_a_text_is_named(identify):
+    rows = pairs().to_list()
+    rows[1]["rejected"] = None
+    with pytest.raises(ValueError, match="`rejected` of row 1 of the dataset is empty"):
+        identify(Dataset.from_list(rows))
+
+
+def test_texts_among_parts_and_calls_of_tools_are_embedded_as_training_reads_them():
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": "cause"}]}]
+    call = [{"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}]
+    rows = Dataset.from_list([{"user_id": "ada", "chosen": parts, "rejected": parts}])
+    assert add_option_ids(rows)[0]["chosen_option_id"] == text_id("be\ncause")
+    rows = Dataset.from_list([{"user_id": "ada", "chosen": call, "rejected": call}])
+    assert add_option_ids(rows)[0]["chosen_option_id"] == text_id('{"name": "look"}')

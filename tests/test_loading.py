@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -14,6 +15,7 @@ from np_trl.data.loading import (
     split_by_hash,
     with_roles,
 )
+from np_trl.data.validation import check_embeddings, check_preferences
 
 
 ROWS = [
@@ -60,7 +62,7 @@ def test_embeddings_come_from_a_file_of_their_own(tmp_path, file):
 
 
 def test_users_of_the_evaluation_may_be_known_by_their_training_rows(file):
-    rows = [*ROWS, {"user_id": "ada", "chosen": "b", "rejected": "a", "split": "val", "fold": 3}]
+    rows = [*ROWS, {"user_id": "ada", "chosen": "c", "rejected": "a", "split": "val", "fold": 3}]
     Dataset.from_list(rows).to_parquet(file)
     arguments = PreferenceArguments(
         dataset_name=file, where=["split=train"], eval_where=["split=val"], eval_context_where=["split=train"]
@@ -125,3 +127,101 @@ def test_roles_of_pairs_without_texts_go_by_their_embeddings():
 def test_a_file_is_not_evaluated_on_what_it_is_trained_on(file):
     with pytest.raises(ValueError, match="would be evaluated on the rows that it is trained on"):
         PreferenceArguments(dataset_name=file).load()
+    folder, name = Path(file).parent, Path(file).name
+    with pytest.raises(ValueError, match="would be evaluated on the rows that it is trained on"):
+        PreferenceArguments(dataset_name=file, eval_dataset_name=f"{folder}/../{folder.name}/{name}").load()
+
+
+LOOKS = ["007", "7", "1e3", "NA", "None", "123456789012345678", "123456789012345679", "2020-01-01", " x ", "nan"]
+
+
+@pytest.mark.parametrize("extension", ["csv", "jsonl", "json", "parquet"])
+def test_names_and_texts_stay_what_they_are_in_the_file(tmp_path, extension):
+    rows = [{"user_id": look, "chosen": look, "rejected": f"{look}.", "fold": look} for look in LOOKS]
+    path = tmp_path / f"pairs.{extension}"
+    if extension == "csv":
+        Dataset.from_list(rows).to_csv(path)
+    elif extension == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text(json.dumps(rows) if extension == "json" else "\n".join(map(json.dumps, rows)))
+    dataset = load_preferences(str(path))
+    assert dataset.select_columns(list(rows[0])).to_list() == rows
+    assert load_preferences(str(path), where=["fold=007"])["user_id"][:] == ["007"]
+    check_preferences(dataset, "train")
+
+
+def test_empty_fields_of_a_csv_file_are_empty_texts(tmp_path):
+    (tmp_path / "pairs.csv").write_text("user_id,chosen,rejected\n,a,b\nada,c,d\n")
+    dataset = load_preferences(str(tmp_path / "pairs.csv"))
+    assert dataset["user_id"][:] == ["", "ada"]
+    with pytest.raises(ValueError, match="`user_id` is blank in 1 of 2 rows"):
+        check_preferences(dataset, "train")
+
+
+def test_a_folder_of_csv_files_is_read_as_text_too(tmp_path):
+    (tmp_path / "train.csv").write_text("user_id,chosen\n007,NA\n7,1\n")
+    assert load_preferences(str(tmp_path)).to_list() == [
+        {"user_id": "007", "chosen": "NA"},
+        {"user_id": "7", "chosen": "1"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["7", "8"], [7, 8]),
+        (['"2020-01-01"', '"2020-01-02"'], ["2020-01-01", "2020-01-02"]),
+        (['"007"', "7"], ["007", "7"]),
+        (["1e3", "1000"], ["1e3", "1000"]),
+        (
+            ["12345678901234567890123", "12345678901234567890124"],
+            ["12345678901234567890123", "12345678901234567890124"],
+        ),
+        (["NaN", "2"], [None, "2"]),
+    ],
+)
+def test_ids_of_json_lines_are_neither_merged_nor_rounded(tmp_path, values, expected):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(f'{{"user_id": {value}, "chosen": "a\\u2028"}}' for value in values))
+    dataset = load_preferences(str(path))
+    assert dataset["user_id"][:] == expected and dataset["chosen"][:] == ["a\u2028"] * 2
+
+
+def test_embeddings_of_a_csv_file_are_refused_with_the_mend(tmp_path):
+    (tmp_path / "pairs.csv").write_text('user_id,chosen_embeds,rejected_embeds\na,"[0.1, 0.2]","[0.2, 0.1]"\n')
+    with pytest.raises(ValueError, match="`chosen_embeds` of .* CSV files cannot hold lists, so save them as parquet"):
+        check_embeddings(load_preferences(str(tmp_path / "pairs.csv")), "train")
+
+
+def test_a_pair_that_a_user_is_known_by_the_other_way_round_is_no_target():
+    contexts = Dataset.from_list([{"user_id": user, "chosen": "a", "rejected": "b"} for user in ("ada", "bob")])
+    targets = Dataset.from_list(
+        [
+            {"user_id": "ada", "chosen": "b", "rejected": "a"},
+            {"user_id": "ada", "chosen": "c", "rejected": "d"},
+            {"user_id": "bob", "chosen": "c", "rejected": "d"},
+        ]
+    )
+    joined = with_roles(contexts, targets)
+    assert [(row["user_id"], row["chosen"]) for row in joined if row["role"] == "target"] == [
+        ("ada", "c"),
+        ("bob", "c"),
+    ]
+
+
+def test_users_of_contexts_and_targets_are_told_apart_alike():
+    rows = {"chosen": ["a"], "rejected": ["b"]}
+    numbers, texts = Dataset.from_dict({"user_id": [7], **rows}), Dataset.from_dict({"user_id": ["7"], **rows})
+    with pytest.raises(
+        ValueError, match="`user_id` is of the type .*int64.* in the contexts and .*string.* in the targets"
+    ):
+        with_roles(numbers, texts)
+    with pytest.raises(ValueError, match="No user has both context and target pairs"):
+        with_roles(texts, Dataset.from_dict({"user_id": ["8"], **rows}))
+
+
+def test_users_who_are_not_known_fall_into_no_split():
+    rows = Dataset.from_dict({"user_id": ["", *map(str, range(100))]})
+    with pytest.raises(ValueError, match="`user_id` is blank in 1 of 101 rows"):
+        split_by_hash(rows, "user_id")

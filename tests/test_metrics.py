@@ -84,3 +84,19 @@ def test_groups_have_means_and_gains_of_their_own():
     assert metrics["nc5_a_gain"] == 0.5 and metrics["nc5_a_gain_se"] == pytest.approx(0.5)
     assert metrics["nc5_b_accuracy"] == metrics["nc5_worst_group_accuracy"] == 0.0
     assert "nc0_a_gain" not in metrics and "nc5_b_accuracy_se" not in metrics  # one user has no standard error
+
+
+@pytest.mark.parametrize("group", ["shuffled", "new_options", "worst_group", "worst_decile"])
+def test_groups_are_not_called_like_other_metrics(group):
+    margins = np.array([[1.0], [-1.0]])
+    prediction = EvalPrediction((margins, margins[:, 0], np.ones((2, 1), dtype=bool)), np.array([[0, 5], [1, 5]]))
+    with pytest.raises(ValueError, match=rf"Groups are called \['{group}'\], .*`nc10_{group}_accuracy`. Rename"):
+        num_context_curve(prediction, groups=["a", group])
+    other = num_context_curve(prediction, groups=["a", f"{group}s"])
+    assert len(other) == len(set(other)) and other[f"nc5_{group}s_accuracy"] == 0.0
+
+
+@pytest.mark.parametrize("metric", [UserAccuracy, UserNLL, UserCalibration])
+def test_what_is_no_prediction_is_not_counted_as_one(metric):
+    with pytest.raises(ValueError, match="1 of 2 `margins` are NaN"):
+        metric().compute(margins=[1.0, float("nan")], users=[0, 1])

@@ -5,6 +5,7 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 
+from np_trl import NPRewardTrainer
 from np_trl.data import (
     ContextualCollator,
     EmbeddingTargets,
@@ -13,8 +14,9 @@ from np_trl.data import (
     TaskSampling,
     TrainingTasks,
 )
+from np_trl.data.embedding_columns import EMBED_COLUMNS
 
-from .testing_utils import embedded_rows
+from .testing_utils import embedded_rows, reward_config, tiny_reward_model
 
 
 SAMPLING = TaskSampling(min_context=0, max_context=4, num_targets=5, context_in_target=False)
@@ -203,7 +205,7 @@ def test_with_roles_a_user_is_evaluated_where_its_contexts_suffice():
 
 def test_an_unknown_role_is_refused():
     with pytest.raises(ValueError, match=r"\['both'\]. It may hold 'context' and 'target' only"):
-        PreferenceRows(embedded_rows(1).add_column("role", ["both"] * 12))
+        EvaluationTasks(PreferenceRows(embedded_rows(1).add_column("role", ["both"] * 12)), [0], num_targets=5, seed=0)
 
 
 def test_targets_of_options_that_no_context_has_are_told_apart():
@@ -235,3 +237,117 @@ def test_the_group_of_a_user_is_read_from_its_first_row():
     assert rows.groups("flag") == ["True", "False"]
     with pytest.raises(ValueError, match="`eval_group_column='kind'` is no column"):
         rows.groups("kind")
+
+
+def repeated(known_by: str, mirrored: bool, num_users: int, pairs_per_user: int = 8) -> Dataset:
+    """Noise, every pair twice, in random order: the second time as it was or the other way round."""
+    rng = np.random.default_rng(0)
+    rows, size = [], 6
+    for user in range(num_users):
+        own = []
+        for pair in range(pairs_per_user):
+            sides = [(f"{user} {pair} {side}", rng.normal(size=size)) for side in "ab"]
+            for turn in range(2):
+                embeds = [embed + 1e-6 * turn * (known_by == "text") for _, embed in sides]
+                texts = [text + " " * turn * (known_by == "embedding") for text, _ in sides]
+                own.append(dict(zip(("chosen", "rejected", *EMBED_COLUMNS), (*texts, *embeds), strict=True)))
+                sides = sides[::-1] if mirrored else sides
+        rows += [{"user_id": user, **own[index]} for index in rng.permutation(len(own))]
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("known_by", ["text", "embedding"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_is_repeated_never_is_both_context_and_target(known_by, mirrored):
+    rows = PreferenceRows(repeated(known_by, mirrored, num_users=6))
+    codes = rows.pair_codes
+    assert rows.counts.tolist() == [16] * 6 and len(set(codes)) == 48
+    evaluation = EvaluationTasks(rows, [0, 3, 5], num_targets=20, seed=0, num_draws=3)
+    for task in map(evaluation.__getitem__, range(len(evaluation))):
+        contexts, targets = task.draw(SAMPLING)
+        assert len(contexts) == task.num_context and len(targets) == 3
+        assert len(set(codes[contexts]) | set(codes[targets])) == len(contexts) + 3
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_noise_that_is_doubled_is_predicted_by_chance(mirrored, tmp_path):
+    """The untrained model scores by the mean difference of the context, and would know a pair that it was shown."""
+    rows = repeated("embedding", mirrored, num_users=250).remove_columns(["chosen", "rejected"])
+    args = reward_config(tmp_path, eval_num_contexts=[0, 1, 3, 5], per_device_eval_batch_size=250)
+    trainer = NPRewardTrainer(tiny_reward_model(), args=args, train_dataset=rows.select(range(32)), eval_dataset=rows)
+    metrics = trainer.evaluate()
+    assert metrics["eval_nc0_accuracy"] == 0.5
+    for num_context in (1, 3, 5):
+        assert metrics[f"eval_nc{num_context}_users"] == 250
+        error = metrics[f"eval_nc{num_context}_accuracy_se"]
+        assert 0.01 < error < 0.03 and abs(metrics[f"eval_nc{num_context}_accuracy"] - 0.5) < 3 * error
+
+
+def test_without_repeated_pairs_the_draw_is_a_cut_of_one_permutation():
+    """So that figures measured before pairs were compared stay."""
+    rows = PreferenceRows(embedded_rows(num_users=3))
+    evaluation = EvaluationTasks(rows, [0, 4], num_targets=5, seed=7)
+    for user in range(3):
+        pairs = np.random.default_rng((7, 0, user)).permutation(rows.of_user(user))
+        contexts, targets = evaluation.split(user, (7, 0))
+        assert contexts.tolist() == pairs[:4].tolist() and targets.tolist() == pairs[4:9].tolist()
+
+
+def test_users_of_too_few_different_pairs_are_left_out_with_a_count(caplog):
+    rows = embedded_rows(num_users=3).to_list()
+    rows = rows[:24] + [rows[24], rows[25], rows[26]] * 4  # the last user has three pairs, four times
+    evaluation = EvaluationTasks(PreferenceRows(Dataset.from_list(rows)), [0, 2, 4], num_targets=5, seed=0)
+    found = {(task.user, task.num_context) for task in map(evaluation.__getitem__, range(len(evaluation)))}
+    assert found == {(user, number) for user in (0, 1, 2) for number in (0, 2, 4)} - {(2, 4)}
+    assert "1 of 3 users are left out" in caplog.text and "such as user 2: 3 different ones of 12" in caplog.text
+
+
+def test_an_evaluation_of_nobody_is_refused():
+    rows = PreferenceRows(Dataset.from_list([embedded_rows()[0]] * 5))
+    with pytest.raises(ValueError, match="No user has enough different pairs for an evaluation at 2 context pairs"):
+        EvaluationTasks(rows, [2, 4], num_targets=5, seed=0)
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_rows_without_a_role_may_be_either(nothing):
+    roles = (["context"] * 3 + [nothing] * 6 + ["target"] * 3) * 4
+    rows = PreferenceRows(embedded_rows(num_users=4).add_column("role", roles))
+    evaluation = EvaluationTasks(rows, [0, 2, 7], num_targets=20, seed=0)
+    assert rows.max_contexts.tolist() == [9] * 4
+    for task in map(evaluation.__getitem__, range(len(evaluation))):
+        contexts, targets = task.draw(SAMPLING)
+        assert {roles[row] for row in contexts} <= {"context", nothing} and not set(contexts) & set(targets)
+        assert {roles[row] for row in targets} == {"target", nothing}
+        # of the 7 contexts that are kept apart, 3 are contexts anyway
+        assert len(targets) == 3 + 6 - 4
+        assert task.num_context == 0 or {roles[row] for row in contexts[:3]} == {"context"}
+
+
+def test_rows_that_are_all_context_or_either_keep_a_target():
+    rows = PreferenceRows(embedded_rows(num_users=1).add_column("role", ["context"] * 9 + [None] * 3))
+    assert rows.max_contexts.tolist() == [11]
+
+
+def test_a_target_that_the_contexts_show_is_left_out():
+    rows = embedded_rows(num_users=1).to_list()
+    mirrored = [
+        {**row, **dict(zip(EMBED_COLUMNS, (row[EMBED_COLUMNS[1]], row[EMBED_COLUMNS[0]]), strict=True))}
+        for row in rows[:4]
+    ]
+    joined = [{**row, "role": "context"} for row in rows[:8]] + [
+        {**row, "role": "target"} for row in mirrored + rows[8:]
+    ]
+    evaluation = EvaluationTasks(PreferenceRows(Dataset.from_list(joined)), [0, 8], num_targets=20, seed=0)
+    for task in map(evaluation.__getitem__, range(len(evaluation))):
+        assert sorted(task.draw(SAMPLING)[1]) == [12, 13, 14, 15]
+
+
+@pytest.mark.parametrize(("role", "shown"), [(None, "nothing"), ("", "nothing"), ("Context", "'Context'"), (1, "1")])
+def test_roles_that_say_nothing_are_refused(role, shown):
+    with pytest.raises(ValueError, match=f"The column `role` holds .{shown}.. It may hold"):
+        EvaluationTasks(PreferenceRows(embedded_rows(1).add_column("role", [role] * 12)), [0], num_targets=5, seed=0)
+
+
+def test_a_training_set_may_have_another_column_called_role():
+    rows = PreferenceRows(embedded_rows(2).add_column("role", ["annotator"] * 24))
+    assert len(TrainingTasks(rows, SAMPLING, 0)) == 4

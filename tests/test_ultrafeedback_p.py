@@ -60,11 +60,11 @@ def test_strings_that_begin_with_their_prompt_go_on_from_it():
 def test_ties_repetitions_and_gaps_are_left_out_and_counted(caplog):
     awkward = [
         row(prompt=None), row(prompt=" "), row(chosen=""), row(rejected=None), row(data_subset=None),
-        row(chosen="no idea"), row(), row(Index=4),
+        row(data_subset=" "), row(chosen="no idea"), row(), row(Index=4),
     ]  # fmt: skip
     with caplog.at_level(logging.WARNING):
         pairs = ultrafeedback_p_preferences(Dataset.from_list([*awkward, row(data_subset="4")]))
     assert pairs["user_id"] == ["8", "4"]
-    assert "Left out 7 of 9 pairs" in caplog.text
-    with pytest.raises(ValueError, match="None of the 6 rows has a type of users"):
-        ultrafeedback_p_preferences(Dataset.from_list(awkward[:6]))
+    assert "Left out 8 of 10 pairs" in caplog.text
+    with pytest.raises(ValueError, match="None of the 7 rows has a type of users"):
+        ultrafeedback_p_preferences(Dataset.from_list(awkward[:7]))

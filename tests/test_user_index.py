@@ -70,3 +70,52 @@ def test_pairs_on_disk_are_read_as_those_in_memory(tmp_path):
     for user in range(5):
         assert (rows.of_user(user) == mapped.of_user(user)).all()
         assert (rows.embeds(rows.of_user(user)) == mapped.embeds(mapped.of_user(user))).all()
+
+
+def tear(file):
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def zero(file):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [tear, zero, flip, lambda file: file.unlink()])
+@pytest.mark.parametrize("name", ["order.npy", "offsets.npy", "users.arrow", "seal.json"])
+def test_a_damaged_index_is_made_again(tmp_path, damage, name, caplog):
+    Dataset.from_dict({"user_id": USERS}).save_to_disk(tmp_path)
+    UserIndex.of(load_from_disk(tmp_path))
+    (folder,) = tmp_path.glob("user-index-*")
+    damage(folder / name)
+    assert not UserIndex.is_whole(folder)
+    assert_is_index_of(UserIndex.of(load_from_disk(tmp_path)), USERS)
+    assert UserIndex.is_whole(folder) and "is damaged and made again" in caplog.text
+
+
+def test_what_others_put_into_the_folder_of_an_index_stays(tmp_path):
+    Dataset.from_dict({"user_id": USERS}).save_to_disk(tmp_path)
+    UserIndex.of(load_from_disk(tmp_path))
+    (folder,) = tmp_path.glob("user-index-*")
+    (folder / "seal.json").unlink()
+    (folder / "notes.txt").write_text("mine")
+    assert_is_index_of(UserIndex.of(load_from_disk(tmp_path)), USERS)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_with_other_users_gets_another_index_whatever_it_is_called(tmp_path):
+    """A fingerprint says how a dataset was made, not what is in its file."""
+    Dataset.from_dict({"user_id": USERS}).save_to_disk(tmp_path)
+    before = load_from_disk(tmp_path)
+    UserIndex.of(before)
+    Dataset.from_dict({"user_id": USERS[::-1]}).save_to_disk(tmp_path / "others")
+    (file,) = (tmp_path / "others").glob("*.arrow")
+    file.replace(next(tmp_path.glob("*.arrow")))
+    again = load_from_disk(tmp_path)
+    assert again._fingerprint == before._fingerprint
+    assert_is_index_of(UserIndex.of(again), USERS[::-1])

@@ -9,14 +9,16 @@ pairs in their dataset; and `new_options` (P,): whether no context pair has an o
 numbered also `option_ids` (2P,) and `context_option_ids` (U, C, 2).
 """
 
-import zlib
+import hashlib
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
-from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
+from np_trl.data.embedding_columns import EMBED_COLUMNS, LARGEST_VALUE, describe_too_large
+from np_trl.data.preference_rows import ID_COLUMNS
 from np_trl.data.tasks import EvaluationTask, Task, TaskSampling
 
 
@@ -74,7 +76,7 @@ class ContextualCollator:
             Options that the model numbers, from 1, by the columns `chosen_option_id` and `rejected_option_id`. All
             others get 0.
         embed_size (`int`, *optional*):
-            Size E of an option's embedding. Needed for tasks that are drawn already, where none may have a context.
+            Size E of an option's embedding. Needed for tasks that are drawn already: none of a batch may have a context.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class ContextualCollator:
     def __call__(self, items: list[Task] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if isinstance(items[0], Task):
             return self._collate_tasks(items)
-        if "context" in items[0]:
+        if all(_is_list_of_pairs(items[0].get(key)) for key in ("context", "target")):  # of a row, they may be texts
             return self._collate_drawn(items)
         return self.target_collator(items)
 
@@ -115,19 +117,19 @@ class ContextualCollator:
     def _collate_drawn(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         pairs = [pair for item in items for pair in item["target"]]
         context_pairs = [pair for item in items for pair in item["context"]]
-        batch = self.target_collator(pairs)
-        nothing = torch.zeros(0, 2, self.embed_size or 0)
-        context = {"context_embeds": stack_embeds(context_pairs) if context_pairs else nothing}
+        if isinstance(self.target_collator, EmbeddingTargets):
+            batch = self.target_collator(stack_embeds(pairs, pair_places(items, "target"), self.embed_size))
+        else:
+            batch = self.target_collator(pairs)
+        context_embeds = stack_embeds(context_pairs, pair_places(items, "context"), self.embed_size)
+        context = {"context_embeds": context_embeds}
         if self._numbers:
             ids, context_ids = ([[pair.get(key) for key in ID_COLUMNS] for pair in p] for p in (pairs, context_pairs))
             batch["option_ids"] = self._number(ids).T.flatten()
             context["context_option_ids"] = self._number(context_ids)
-        embeds = (context["context_embeds"], batch.get("option_embeds"))
-        if not all(values.isfinite().all() for values in embeds if values is not None):
-            raise ValueError(_describe_not_finite(items))
         counts = [len(item["context"]) for item in items]
         batch |= _group(context, counts, [len(item["target"]) for item in items])
-        users = [zlib.crc32(str(item["user_id"]).encode()) for item in items]
+        users = [_user_number(item["user_id"]) for item in items]
         numbers = [[item["task_number"]] if "task_number" in item else [] for item in items]
         conditions = zip(users, counts, numbers, strict=True)
         batch["conditions"] = torch.tensor([(user, count, *number) for user, count, number in conditions])
@@ -153,18 +155,22 @@ def _group(
     return {**batch, "context_index": index.repeat(2)}
 
 
-def _describe_not_finite(items: list[dict[str, Any]]) -> str:
-    found = next(
-        f"`{column}` of pair {index} in the {part} of user {item['user_id']!r}"
-        for item in items
-        for part in ("context", "target")
-        for index, pair in enumerate(item[part])
-        for column in EMBED_COLUMNS
-        if not np.isfinite(np.asarray(pair.get(column, 0), dtype=np.float32)).all()
-    )
-    return (
-        f"{found} holds NaN or infinite values. Drop the pair from the stream or embed it again (a float16 embedder may "
-        "overflow)."
+def _is_list_of_pairs(value) -> bool:
+    return isinstance(value, list) and all(isinstance(pair, dict) for pair in value)
+
+
+def _user_number(user_id) -> int:
+    """A number of 63 bits for a streamed user, whom no other is likely to share it with, among billions."""
+    return int.from_bytes(hashlib.blake2b(str(user_id).encode(), digest_size=8).digest()) >> 1
+
+
+def pair_places(items: list[dict[str, Any]], part: str) -> list[str]:
+    """Where the pairs of a batch of tasks are, for errors."""
+    return list(
+        chain.from_iterable(
+            (f"pair {index} in the {part} of user {item['user_id']!r}" for index in range(len(item[part])))
+            for item in items
+        )
     )
 
 
@@ -193,6 +199,66 @@ def pad_pairs(batch: dict[str, torch.Tensor], num_pairs: int) -> dict[str, torch
     return padded
 
 
-def stack_embeds(pairs: list[dict]) -> torch.Tensor:
-    """Stack the embeddings of pairs given as dicts: `(len(pairs), 2, E)`."""
-    return torch.tensor([[pair[column] for column in EMBED_COLUMNS] for pair in pairs], dtype=torch.float32)
+def stack_embeds(pairs: list[dict], places: list[str] | None = None, embed_size: int | None = None) -> torch.Tensor:
+    """
+    Stack the embeddings of pairs given as dicts.
+
+    Args:
+        pairs (`list[dict]`):
+            Pairs with `chosen_embeds` and `rejected_embeds`.
+        places (`list[str]`, *optional*):
+            What to call each pair in an error.
+        embed_size (`int`, *optional*):
+            Size E that an embedding must have.
+
+    Returns:
+        `torch.Tensor` of shape `(len(pairs), 2, E)`.
+
+    Raises:
+        `ValueError`: if an embedding is absent, no list of finite numbers or of another size, or if the two of a pair are the
+        same.
+    """
+    if not pairs:
+        return torch.zeros(0, 2, embed_size or 0)
+    places = [f"pair {index}" for index in range(len(pairs))] if places is None else places
+    read = [
+        [_read_embedding(pair, column, place) for column in EMBED_COLUMNS]
+        for pair, place in zip(pairs, places, strict=True)
+    ]
+    size = embed_size or len(read[0][0])
+    for (chosen, rejected), place in zip(read, places, strict=True):
+        if {len(chosen), len(rejected)} != {size}:
+            raise ValueError(
+                f"The embeddings of {place} are of sizes {len(chosen)} and {len(rejected)}, but must be of size {size}. Embed "
+                "all options with the embedder of the model."
+            )
+        if np.array_equal(chosen, rejected):
+            raise ValueError(
+                f"`chosen_embeds` and `rejected_embeds` of {place} are the same. A tie says nothing about the user: leave the "
+                "pair out."
+            )
+    return torch.from_numpy(np.array(read, dtype=np.float32))
+
+
+def _read_embedding(pair: dict, column: str, place: str) -> np.ndarray:
+    values = pair.get(column)
+    if values is None:
+        raise ValueError(
+            f"{place} has no `{column}`, only {list(pair)}. Embed both options of each pair, with the same embedder."
+        )
+    try:
+        embedding = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        embedding = np.empty(())
+    if embedding.ndim != 1 or embedding.size == 0:
+        raise ValueError(
+            f"`{column}` of {place} is {str(values)[:60]!r}, but must be a list of numbers, such as [0.1, 0.2]."
+        )
+    if not (np.abs(embedding) <= np.finfo(np.float32).max).all():
+        raise ValueError(
+            f"`{column}` of {place} holds NaN or infinite values. Drop the pair from the stream or embed it again (a float16 "
+            "embedder may overflow)."
+        )
+    if np.abs(embedding).max() > LARGEST_VALUE:
+        raise ValueError(describe_too_large(f"`{column}` of {place}", np.abs(embedding).max()))
+    return embedding

@@ -6,40 +6,32 @@ it holds several: `"response"`, the completion alone, or `"prompt_response"`, th
 The text of a conversation is the contents of its messages, line breaks between them.
 """
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
+from np_trl.data.embedding_columns import EMBED_COLUMNS, read_matrix
+from np_trl.data.pair_codes import column_codes
+from np_trl.data.preference_rows import ID_COLUMNS
+from np_trl.models.texts import KINDS, SIDES, check_text, option_text, plain_text, text_id
 
 
-EMBEDDING_KINDS = ("response", "prompt_response")
+__all__ = [
+    "EMBEDDING_KINDS",
+    "add_option_ids",
+    "join_embeddings",
+    "option_text",
+    "options_of",
+    "plain_text",
+    "text_id",
+]
 
-
-def text_id(text: str) -> str:
-    """Return the key of a text in a table of embeddings."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def plain_text(value: str | list[dict]) -> str:
-    """Return a string as it is, and of a conversation the contents of its messages, line breaks between them."""
-    return value if isinstance(value, str) else "\n".join(message["content"] for message in value)
-
-
-def option_text(option: dict, kind: str) -> str:
-    """
-    Return the text that an embedding of an option is filed under.
-
-    Args:
-        option (`dict`):
-            `completion`, and `prompt` for the kind `"prompt_response"`: strings or conversations.
-        kind (`str`):
-            What is embedded: `"response"` or `"prompt_response"`.
-    """
-    completion = plain_text(option["completion"])
-    return completion if kind == "response" else f"{plain_text(option['prompt'])}\n{completion}"
+EMBEDDING_KINDS = tuple(KINDS)
+# values that float16 holds to three digits
+_FLOAT16_RANGE = (1e-3, 65504)
+# by how much two embeddings of one text may differ, as a share of their length
+_TOLERANCE = 0.01
 
 
 def options_of(dataset: Dataset, kind: str) -> Iterator[dict]:
@@ -56,12 +48,12 @@ def options_of(dataset: Dataset, kind: str) -> Iterator[dict]:
         `dict`: `completion`, and `prompt` for the kind `"prompt_response"`.
 
     Raises:
-        `ValueError`: if the kind is unknown or a column is absent.
+        `ValueError`: if the kind is unknown, a column is absent or a text is empty.
     """
     columns = _check_columns(dataset, kind)
-    for row in dataset.select_columns(columns):
-        for side in ("chosen", "rejected"):
-            yield {"completion": row[side]} | ({"prompt": row["prompt"]} if kind == "prompt_response" else {})
+    for index, row in enumerate(dataset.with_format(None).select_columns(columns)):
+        for side in SIDES:
+            yield _option(row, side, index)
 
 
 def add_option_ids(dataset: Dataset) -> Dataset:
@@ -78,13 +70,13 @@ def add_option_ids(dataset: Dataset) -> Dataset:
     if set(ID_COLUMNS) <= set(dataset.column_names):
         return dataset
 
-    def identify(batch: dict[str, list]) -> dict[str, list]:
-        return {
-            column: [text_id(plain_text(value)) for value in batch[side]]
-            for side, column in zip(("chosen", "rejected"), ID_COLUMNS, strict=True)
-        }
+    _check_columns(dataset, "response")
 
-    return dataset.map(identify, batched=True, desc="Identifying options")
+    def identify(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        texts = _option_texts(batch, indices, "response")
+        return {column: list(map(text_id, texts[side])) for side, column in zip(SIDES, ID_COLUMNS, strict=True)}
+
+    return dataset.map(identify, batched=True, with_indices=True, desc="Identifying options")
 
 
 def join_embeddings(dataset: Dataset, table: Dataset, kind: str = "response") -> Dataset:
@@ -104,38 +96,85 @@ def join_embeddings(dataset: Dataset, table: Dataset, kind: str = "response") ->
         [`~datasets.Dataset`], memory-mapped where `dataset` is.
 
     Raises:
-        `ValueError`: if the kind is unknown, a column is absent, or the table lacks a text.
+        `ValueError`: if the kind is unknown, a column is absent, the table lacks a text, holds one with two embeddings, or holds
+        embeddings that are not well.
     """
     _check_columns(dataset, kind)
+    dataset = dataset.with_format(None)
+    position, embeddings = _read_table(table, kind)
+
+    def embed(batch: dict[str, list], indices: list[int]) -> dict[str, np.ndarray]:
+        texts = _option_texts(batch, indices, kind)
+        return {
+            column: embeddings[[_find(position, text, kind) for text in texts[side]]]
+            for side, column in zip(SIDES, EMBED_COLUMNS, strict=True)
+        }
+
+    sizes = {column: List(Value(str(embeddings.dtype)), length=embeddings.shape[1]) for column in EMBED_COLUMNS}
+    features = Features({**dataset.features, **sizes})
+    return dataset.map(embed, batched=True, with_indices=True, features=features, desc="Joining embeddings")
+
+
+def _read_table(table: Dataset, kind: str) -> tuple[dict[str, int], np.ndarray]:
+    """Where the embedding of each text of a kind is, by `text_id`, and the embeddings `(texts, E)`."""
     missing = [column for column in ("text_id", "embedding") if column not in table.column_names]
     if missing:
         raise ValueError(f"The table of embeddings has no {missing} column, only {table.column_names}.")
-    table = table.with_format("numpy")
-    rows = np.arange(len(table))
     if "kind" in table.column_names:
-        rows = np.flatnonzero(table["kind"][:] == kind)
-    position = {key: index for index, key in zip(rows, np.asarray(table["text_id"][:])[rows], strict=True)}
-    embeddings = np.asarray(table["embedding"][:], dtype=np.float16)  # (texts, E)
+        table = table.select(np.flatnonzero(np.array(table.with_format(None)["kind"][:]) == kind))
+    if len(table) == 0:
+        raise ValueError(f"The table of embeddings has no row of the kind {kind!r}. Embed the texts with this `kind`.")
+    column = table.select_columns("embedding").with_format("arrow")[:].column("embedding")
+    embeddings = read_matrix(column, "embedding", "the table of embeddings")
+    keys = table.select_columns("text_id").with_format(None)[:]["text_id"]
+    _check_one_embedding_each(column_codes(table, ["text_id"])[:, 0], embeddings, keys)
+    largest = np.abs(embeddings).max().astype(float)
+    is_half = _FLOAT16_RANGE[0] <= largest <= _FLOAT16_RANGE[1]
+    embeddings = embeddings.astype(np.float16 if is_half else np.float32)
+    return {key: index for index, key in enumerate(keys)}, embeddings
 
-    def embed(batch: dict[str, list]) -> dict[str, np.ndarray]:
-        prompts = batch["prompt"] if kind == "prompt_response" else [None] * len(batch["chosen"])
-        columns = {}
-        for side, column in zip(("chosen", "rejected"), EMBED_COLUMNS, strict=True):
-            pairs = zip(prompts, batch[side], strict=True)
-            texts = [option_text({"prompt": prompt, "completion": completion}, kind) for prompt, completion in pairs]
-            columns[column] = embeddings[[_find(position, text, kind) for text in texts]]
-        return columns
 
-    sizes = {column: List(Value("float16"), length=embeddings.shape[1]) for column in EMBED_COLUMNS}
-    features = Features({**dataset.features, **sizes})
-    return dataset.map(embed, batched=True, features=features, desc="Joining embeddings")
+def _check_one_embedding_each(codes: np.ndarray, embeddings: np.ndarray, keys: list[str]) -> None:
+    _, first, group = np.unique(codes, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[group] != np.arange(len(codes)))
+    for index in again:
+        one, other = embeddings[first[group[index]]].astype(float), embeddings[index].astype(float)
+        if np.linalg.norm(one - other) > _TOLERANCE * max(np.linalg.norm(one), np.linalg.norm(other)):
+            raise ValueError(
+                f"The table of embeddings holds two for the text with `text_id` {keys[index]!r}, in rows {first[group[index]]} "
+                f"and {index}. Embed each text once, with one embedder; where there are several kinds, name them in a column "
+                "`kind`."
+            )
+
+
+def _option_texts(batch: dict[str, list], indices: list[int], kind: str) -> dict[str, list[str]]:
+    """What is embedded of the options of some rows, by their side."""
+    columns = _columns(kind)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*(batch[name] for name in columns), strict=True)]
+    return {
+        side: [option_text(_option(row, side, index), kind) for row, index in zip(rows, indices, strict=True)]
+        for side in SIDES
+    }
+
+
+def _option(row: dict, side: str, index: int) -> dict:
+    """An option of a row: its completion, and its prompt where there is one."""
+    names = {"completion": side} | ({"prompt": "prompt"} if "prompt" in row else {})
+    for column in names.values():
+        check_text(row[column], column, f"row {index} of the dataset")
+    return {name: row[column] for name, column in names.items()}
+
+
+def _columns(kind: str) -> list[str]:
+    """The columns with the texts that are embedded."""
+    return [*SIDES] + (["prompt"] if "prompt" in KINDS[kind] else [])
 
 
 def _check_columns(dataset: Dataset, kind: str) -> list[str]:
     """Return the columns with the texts that are embedded."""
     if kind not in EMBEDDING_KINDS:
         raise ValueError(f"`kind={kind!r}` is unknown. Choose one of {list(EMBEDDING_KINDS)}.")
-    columns = ["chosen", "rejected"] + (["prompt"] if kind == "prompt_response" else [])
+    columns = _columns(kind)
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(

@@ -1,19 +1,38 @@
 """Preference pairs from files or from the Hub, and their splits."""
 
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+import numpy as np
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.packaged_modules.csv.csv import Csv
 
-from np_trl.data.embeddings import join_embeddings, plain_text, text_id
-from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.embeddings import join_embeddings
+from np_trl.data.pair_codes import pair_codes
+from np_trl.data.preference_rows import ID_COLUMNS
+from np_trl.data.validation import check_user_ids
+from np_trl.files import whole_file
+from np_trl.models.texts import plain_text, text_id
 
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+# columns whose values are names or texts, whatever they look like
+_NAMES = ("user_id", *ID_COLUMNS, "text_id", "kind", "role")
+_TEXTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass
@@ -51,7 +70,10 @@ class PreferenceArguments:
         """Load the pairs to train on and those to evaluate on."""
         embeddings = {"embeddings": self.embeddings, "embedding_kind": self.embedding_kind}
         eval_name = self.eval_dataset_name or self.dataset_name
-        if self.eval_dataset_name is None and Path(eval_name).suffix in _BUILDERS and self.eval_where == self.where:
+        is_one_file = (
+            Path(eval_name).suffix in _BUILDERS and Path(eval_name).resolve() == Path(self.dataset_name).resolve()
+        )
+        if is_one_file and self.eval_where == self.where:
             raise ValueError(
                 f"The file {eval_name!r} would be evaluated on the rows that it is trained on. Name other users with "
                 "`--eval_dataset_name` or `--eval_where`."
@@ -73,6 +95,9 @@ def load_preferences(
 ) -> Dataset:
     """
     Load preference pairs.
+
+    Texts and names of users stay what they are in the file, however much they look like numbers, dates or nothing: all columns
+    of a CSV file are text.
 
     Args:
         name (`str`):
@@ -130,7 +155,9 @@ def split_by_hash(dataset: Dataset, column: str) -> dict[str, Dataset]:
     Raises:
         `ValueError`: if a split is empty.
     """
-    values = dataset.select_columns(column)[:][column]
+    if column == "user_id":
+        check_user_ids(dataset, "given")
+    values = dataset.with_format(None).select_columns(column)[:][column]
     found = [hash_split(plain_text(value) if isinstance(value, list) else str(value)) for value in values]
     rows = {split: [index for index, name in enumerate(found) if name == split] for split in SPLITS}
     empty = [split for split, indices in rows.items() if not indices]
@@ -161,7 +188,8 @@ def save_splits(
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     for name, dataset in splits.items():
         path = Path(output_dir) / f"{name}.parquet"
-        dataset.to_parquet(path)
+        with whole_file(path) as part:
+            dataset.to_parquet(part)
         logger.info("%s: %d pairs of %d users", path, len(dataset), len(dataset.unique("user_id")))
     if repo_id is not None:
         DatasetDict(splits).push_to_hub(repo_id, private=private)
@@ -176,36 +204,80 @@ def with_roles(contexts: Dataset, targets: Dataset) -> Dataset:
             Preference pairs of the same users.
 
     Returns:
-        [`~datasets.Dataset`] with the column `role`: `"context"` or `"target"`. Targets that a user is known by already are
-        left out, with a logged count.
+        [`~datasets.Dataset`] with the column `role`: `"context"` or `"target"`. Targets that a user is known by already, in
+        either order, are left out, with a logged count.
+
+    Raises:
+        `ValueError`: if the ids of users are of two types, or nobody has both.
     """
-    options = ("chosen", "rejected") if "chosen" in contexts.column_names else EMBED_COLUMNS
-    columns = [name for name in ("user_id", "prompt", *options) if name in contexts.column_names]
-    known, candidates = (
-        [str(list(row.values())) for row in dataset.select_columns(columns)] for dataset in (contexts, targets)
-    )
-    users, seen = set(contexts["user_id"]) & set(targets["user_id"]), set(known)
-    shown = [index for index, user in enumerate(contexts["user_id"]) if user in users]
-    wanted = [index for index, user in enumerate(targets["user_id"]) if user in users]
-    unseen = [index for index in wanted if candidates[index] not in seen]
-    if len(unseen) < len(wanted):
-        logger.warning("Left out %d of %d targets that are contexts too.", len(wanted) - len(unseen), len(wanted))
-    return concatenate_datasets(
-        [
-            contexts.select(shown).add_column("role", ["context"] * len(shown)),
-            targets.select(unseen).add_column("role", ["target"] * len(unseen)),
-        ]
-    )
+    kinds = [dataset.features["user_id"] for dataset in (contexts, targets)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"`user_id` is of the type {kinds[0]} in the contexts and {kinds[1]} in the targets, so that nobody is in both. Read "
+            "both files as text or both as numbers."
+        )
+    users = set(contexts["user_id"][:]) & set(targets["user_id"][:])
+    if not users:
+        raise ValueError("No user has both context and target pairs. Give rows of the same users.")
+    parts = []
+    for role, dataset in (("context", contexts), ("target", targets)):
+        rows = [index for index, user in enumerate(dataset["user_id"]) if user in users]
+        dataset = dataset.remove_columns("role") if "role" in dataset.column_names else dataset
+        parts.append(dataset.select(rows).add_column("role", [role] * len(rows)))
+    joined = concatenate_datasets(parts)
+    keys = list(zip(joined["user_id"][:], pair_codes(joined).tolist(), strict=True))
+    seen = set(keys[: len(parts[0])])
+    known = [index for index in range(len(parts[0]), len(joined)) if keys[index] in seen]
+    if not known:
+        return joined
+    logger.warning("Left out %d of %d targets that are contexts too.", len(known), len(parts[1]))
+    return joined.select(np.delete(np.arange(len(joined)), known))
 
 
 def _load(name: str, split: str, config: str | None = None) -> Dataset:
     path = Path(name)
     if path.suffix in _BUILDERS:
-        return load_dataset(_BUILDERS[path.suffix], data_files=name, split="train")
+        dataset = _load_as_text(_BUILDERS[path.suffix], "train", data_files=name)
+        return _with_names_of_json(dataset, path) if _BUILDERS[path.suffix] == "json" else dataset
     if path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
         dataset = load_from_disk(name)
         return dataset if isinstance(dataset, Dataset) else dataset[split]
-    return load_dataset(name, config, split=split)
+    return _load_as_text(name, split, name=config)
+
+
+def _load_as_text(path: str, split: str, **kwargs) -> Dataset:
+    """Load a dataset; of CSV files all columns as text, without values that count as absent."""
+    if isinstance(load_dataset_builder(path, **kwargs), Csv):
+        first = next(iter(load_dataset(path, split=split, streaming=True, nrows=1, **kwargs)), {})
+        features = Features(dict.fromkeys(first, Value("string")))
+        kwargs |= {"features": features, "keep_default_na": False, "na_filter": False}
+    return load_dataset(path, split=split, **kwargs)
+
+
+def _with_names_of_json(dataset: Dataset, path: Path) -> Dataset:
+    """Names and texts as they stand in the file, where they were taken for dates or floats, or were text and numbers."""
+
+    def is_taken(column: str) -> bool:
+        kind = getattr(dataset.features.get(column), "dtype", "")
+        is_mixed = type(dataset.features.get(column)).__name__ == "Json"
+        return (
+            is_mixed or kind.startswith(("timestamp", "date", "time")) or column in _NAMES and kind.startswith("float")
+        )
+
+    taken = [column for column in (*_NAMES, *_TEXTS) if is_taken(column)]
+    if not taken or not path.is_file():
+        return dataset
+    text = path.read_text(encoding="utf-8-sig")
+    literal = {"parse_int": str, "parse_float": str, "parse_constant": lambda _: None}
+    if text.lstrip().startswith("["):
+        rows = json.loads(text, **literal)
+    else:
+        rows = [json.loads(line, **literal) for line in text.split("\n") if line.strip()]
+    for column in taken:
+        values = [row.get(column) for row in rows]
+        if all(isinstance(value, (str, type(None))) for value in values):
+            dataset = dataset.remove_columns(column).add_column(column, values)
+    return dataset
 
 
 def _select(dataset: Dataset, where: list[str], name: str) -> Dataset:

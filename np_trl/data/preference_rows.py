@@ -5,18 +5,17 @@ One row is one pair: TRL's preference type plus `user_id`, with `chosen_embeds` 
 inferred. Rows keep their order; users are an index over them.
 """
 
-import json
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset
 
+from np_trl.data.embedding_columns import EMBED_COLUMNS, to_matrix
+from np_trl.data.pair_codes import column_codes, pair_codes
 from np_trl.data.user_index import UserIndex
 
 
-EMBED_COLUMNS = ("chosen_embeds", "rejected_embeds")
 ID_COLUMNS = ("chosen_option_id", "rejected_option_id")
 
 
@@ -27,22 +26,19 @@ class PreferenceRows:
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows with a `user_id`.
-
-    Attributes:
-        is_context (`np.ndarray` of shape `(rows,)`, *optional*):
-            Where there is a column `role`, whether it says `"context"`: in an evaluation these rows are contexts only, and
-            those with `"target"` are targets only. Otherwise every row may be either.
+        max_length (`int`, *optional*), truncation (`str`, *optional*, defaults to `"keep_start"`):
+            How the model's tokens of an option are cut: pairs that are the same then count once in an evaluation.
     """
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, max_length: int | None = None, truncation: str = "keep_start"):
+        self.dataset, self._cut = dataset, (max_length, truncation)
         index = UserIndex.of(dataset)
         self._users, self._order, self._offsets = index.users, index.order, index.offsets
         embed_columns = [name for name in EMBED_COLUMNS if name in dataset.column_names]
         self._embeds = dataset.select_columns(embed_columns).with_format("arrow")
-        self._ids = dataset.select_columns(list(ID_COLUMNS)) if set(ID_COLUMNS) <= set(dataset.column_names) else None
-        self._others = dataset.remove_columns(embed_columns)
-        self.is_context = self._read_roles() if "role" in dataset.column_names else None
+        plain = dataset.with_format(None)
+        self._ids = plain.select_columns(list(ID_COLUMNS)) if set(ID_COLUMNS) <= set(dataset.column_names) else None
+        self._others = plain.remove_columns(embed_columns)
 
     def __len__(self) -> int:
         """Number of users."""
@@ -59,12 +55,54 @@ class PreferenceRows:
         return np.diff(self._offsets)
 
     @property
+    def is_context(self) -> np.ndarray:
+        """Whether a column `role` says `"context"`, `(rows,)`: in an evaluation these rows are contexts only."""
+        return self._roles[0]
+
+    @property
+    def is_target(self) -> np.ndarray:
+        """Whether a column `role` says `"target"`, `(rows,)`. Rows without a role, and all without a column, may be either."""
+        return self._roles[1]
+
+    @cached_property
+    def _roles(self) -> tuple[np.ndarray, np.ndarray]:
+        if "role" not in self.dataset.column_names:
+            return np.zeros(len(self.dataset), dtype=bool), np.zeros(len(self.dataset), dtype=bool)
+        roles = self._others.select_columns("role")[:]["role"]
+        unknown = sorted({repr(role) for role in roles if role not in ("context", "target", "", None)})
+        is_context, is_target = (np.array([role == name for role in roles]) for name in ("context", "target"))
+        if unknown or not (is_context | is_target).any():
+            raise ValueError(
+                f"The column `role` holds [{', '.join(unknown) or 'nothing'}]. It may hold 'context' and 'target' only, and be "
+                "empty in rows that may be either. Leave it out where all rows may."
+            )
+        return is_context, is_target
+
+    @property
     def max_contexts(self) -> np.ndarray:
         """Largest N_C of an evaluation that leaves each user a target, `(users,)`; -1 where there is none."""
-        if self.is_context is None:
-            return self.counts - 1
-        contexts = np.add.reduceat(self.is_context[self._order], self._offsets[:-1], dtype=int)
-        return np.where(contexts < self.counts, contexts, -1)
+        user = np.repeat(np.arange(len(self)), self.counts)
+        return most_contexts(self._count_roles(user, ~self.is_target[self._order], ~self.is_context[self._order]))
+
+    @cached_property
+    def pair_codes(self) -> np.ndarray:
+        """A number for each distinct pair, whichever of its options was chosen, `(rows,)`: [`pair_codes`]."""
+        return pair_codes(self.dataset, *self._cut)
+
+    @cached_property
+    def pair_counts(self) -> np.ndarray:
+        """Number of distinct pairs of each user that may be contexts only, either, and targets only: `(users, 3)`."""
+        user = np.repeat(np.arange(len(self)), self.counts)
+        codes = self.pair_codes[self._order]
+        _, first, pairs = np.unique(user * (codes.max(initial=0) + 1) + codes, return_index=True, return_inverse=True)
+        may_be_context, may_be_target = (
+            np.bincount(pairs, ~banned[self._order]) > 0 for banned in (self.is_target, self.is_context)
+        )
+        return self._count_roles(user[first], may_be_context, may_be_target)
+
+    def _count_roles(self, user: np.ndarray, may_be_context: np.ndarray, may_be_target: np.ndarray) -> np.ndarray:
+        kinds = (may_be_context & ~may_be_target, may_be_context & may_be_target, ~may_be_context & may_be_target)
+        return np.stack([np.bincount(user[kind], minlength=len(self)) for kind in kinds], axis=1)
 
     def of_user(self, user: int) -> np.ndarray:
         """Row numbers of a user's pairs, in the order of the dataset."""
@@ -81,7 +119,7 @@ class PreferenceRows:
             raise ValueError(
                 f"`eval_group_column={column!r}` is no column of the dataset, which has {self.dataset.column_names}."
             )
-        values = self.dataset.select_columns(column)[self._order[self._offsets[:-1]]][column]
+        values = self._others.select_columns(column)[self._order[self._offsets[:-1]]][column]
         return [str(value) for value in values]
 
     def prompt_codes(self) -> np.ndarray:
@@ -91,39 +129,20 @@ class PreferenceRows:
                 f"The dataset has no `prompt` column, only {self.dataset.column_names}, so prompts cannot be told apart. "
                 "Evaluate without `eval_disjoint_prompts`."
             )
-        return self._codes(["prompt"])[:, 0]
+        return column_codes(self.dataset, ["prompt"])[:, 0]
 
     def option_codes(self) -> np.ndarray | None:
         """
-        A number for each distinct option, by its id or else its text: `(rows, 2)`, chosen and rejected. `None` for rows
-        with neither, or with conversations.
+        A number for each distinct option, by its id or else its text: `(rows, 2)`, chosen and rejected; -1 for an option
+        without. `None` for rows with neither, or with conversations.
         """
         for columns in (ID_COLUMNS, ("chosen", "rejected")):
             if all(
                 getattr(self.dataset.features.get(name), "dtype", None) in ("string", "large_string")
                 for name in columns
             ):
-                return self._codes(list(columns))
+                return column_codes(self.dataset, columns)
         return None
-
-    def _codes(self, columns: list[str]) -> np.ndarray:
-        """Number the distinct values of some columns together: `(rows, columns)`."""
-        table = self.dataset.select_columns(columns).with_format("arrow")[:]
-        values = pa.chunked_array([chunk for name in columns for chunk in table.column(name).chunks])
-        values = values.combine_chunks()
-        if pa.types.is_nested(values.type):  # conversations
-            values = pa.array(map(json.dumps, values.to_pylist()), pa.string())
-        codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-        return codes.reshape(len(columns), -1).T
-
-    def _read_roles(self) -> np.ndarray:
-        roles = np.asarray(self.dataset.select_columns("role")[:]["role"])
-        unknown = set(roles) - {"context", "target"}
-        if unknown:
-            raise ValueError(
-                f"The column `role` holds {sorted(map(str, unknown))}. It may hold 'context' and 'target' only."
-            )
-        return roles == "context"
 
     def take(self, indices: np.ndarray) -> list[dict]:
         """Read rows without their embeddings, as TRL's collator takes them."""
@@ -140,15 +159,25 @@ class PreferenceRows:
     def embeds(self, indices: np.ndarray) -> torch.Tensor:
         """Read the embeddings of rows: `(len(indices), 2, E)`, axis 2 = chosen, rejected."""
         table = self._embeds[indices]
-        return torch.from_numpy(np.stack([_to_matrix(table.column(name)) for name in EMBED_COLUMNS], axis=1))
+        return torch.from_numpy(np.stack([to_matrix(table.column(name)) for name in EMBED_COLUMNS], axis=1))
+
+
+def most_contexts(counts: np.ndarray) -> np.ndarray:
+    """
+    Find the largest N_C that leaves a target.
+
+    Args:
+        counts (`np.ndarray` of shape `(users, 3)`):
+            Number of pairs of each user that may be contexts only, either, and targets only. Contexts are taken from the first
+            ones first.
+
+    Returns:
+        `np.ndarray` of shape `(users,)`; -1 where there is no target.
+    """
+    contexts, either, targets = counts.T
+    return np.where(either + targets > 0, contexts + either - (targets == 0), -1)
 
 
 def option_ids(dataset: Dataset) -> list[str]:
     """Return the ids of all options of a dataset, in order."""
-    return sorted({key for name in ID_COLUMNS for key in dataset.unique(name) if key is not None})
-
-
-def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """Turn a column of lists of one length into a matrix, without a copy where there is one chunk."""
-    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), -1)
+    return sorted({key for name in ID_COLUMNS for key in dataset.unique(name) if key})

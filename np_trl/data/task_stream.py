@@ -1,15 +1,27 @@
-"""Streams of tasks that are drawn already, shared out among processes."""
+"""Streams of tasks that are drawn already: checked, and shared out among processes."""
 
+import json
+import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import IterableDataset
 from torch.utils.data import get_worker_info
 
+from np_trl.data.contextual_collator import pair_places, stack_embeds
+from np_trl.data.embedding_columns import EMBED_COLUMNS
+from np_trl.data.validation import COMPUTED_COLUMNS
+from np_trl.models.texts import SIDES, canonical, check_pair
+
+
+logger = logging.getLogger(__name__)
 
 # of one dataloader worker
 MAX_TASKS = 2**40
+TASK_KEYS = ("user_id", "context", "target")
 
 
 class TaskStream(torch.utils.data.IterableDataset):
@@ -39,3 +51,113 @@ class TaskStream(torch.utils.data.IterableDataset):
         first = 0 if worker is None else worker.id * MAX_TASKS
         for number, task in enumerate(self.dataset, start=first):
             yield {**task, "task_number": number}
+
+
+def check_tasks(dataset: IterableDataset, name: str, required: tuple[str, ...] = ()) -> IterableDataset:
+    """
+    Check the tasks of a stream as they come.
+
+    Args:
+        dataset ([`~datasets.IterableDataset`]):
+            Rows with `user_id`, `context` and `target` (lists of pairs).
+        name (`str`):
+            What to call the stream in an error. Of all but `"train"`, targets that are in the context of their task too, in
+            either order, are left out, and so are tasks without another target, with a logged warning.
+        required (`tuple[str, ...]`, *optional*):
+            Keys that every target must have.
+
+    Returns:
+        [`~datasets.IterableDataset`]: the tasks, without what a trainer computes itself of a pair. Its iteration raises a
+        `ValueError` at a row that is no task, at an unknown user, and at a pair that is not well.
+    """
+    return dataset.map(_check_batch, fn_kwargs={"name": name, "required": required}, batched=True, batch_size=16)
+
+
+def stream_embeddings(dataset: IterableDataset, max_pairs: int) -> Iterator[torch.Tensor]:
+    """
+    Read the embeddings of the first tasks of a stream, in a pass of its own.
+
+    Args:
+        dataset ([`~datasets.IterableDataset`]):
+            Tasks. Pairs without embeddings, such as the targets of a policy, are passed over.
+        max_pairs (`int`):
+            After how many pairs to stop.
+
+    Yields:
+        `torch.Tensor` of shape `(N, E)`: those of the options of one task.
+    """
+    num_pairs = 0
+    for task in dataset:
+        pairs, places = [], []
+        for part in ("context", "target"):
+            for pair, place in zip(task[part], pair_places([task], part), strict=True):
+                if all(pair.get(column) is not None for column in EMBED_COLUMNS):
+                    pairs.append(pair)
+                    places.append(place)
+        if pairs:
+            yield stack_embeds(pairs, places).flatten(0, 1)
+        num_pairs += len(pairs)
+        if num_pairs >= max_pairs:
+            break
+
+
+def _check_batch(batch: dict[str, list], name: str, required: tuple[str, ...]) -> dict[str, list]:
+    missing = [key for key in TASK_KEYS if key not in batch]
+    if missing:
+        raise ValueError(
+            f"The rows of the streamed {name} dataset have no {missing}, only {list(batch)}. Each row of a stream is a task: "
+            "`user_id`, and the lists of pairs `context` and `target`. Group the pairs of each user so, or load them without "
+            "`streaming=True`: tasks are drawn of the rows of a plain dataset."
+        )
+    tasks = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    tasks = [_check_task(task, name, required) for task in tasks]
+    if name != "train":
+        tasks = [_without_shown(task, name) for task in tasks]
+        tasks = [task for task in tasks if task["target"]]
+    return {key: [task[key] for task in tasks] for key in batch}
+
+
+def _check_task(task: dict[str, Any], name: str, required: tuple[str, ...]) -> dict[str, Any]:
+    user, parts = task["user_id"], {}
+    is_number = isinstance(user, (int, float)) and math.isfinite(user)
+    if not is_number and not (isinstance(user, str) and user.strip()):
+        raise ValueError(
+            f"`user_id` of a task of the {name} dataset is {user!r}, which does not say whose it is. Give text or a number, or "
+            "leave the task out."
+        )
+    for part in ("context", "target"):
+        pairs = [] if task[part] is None else task[part]
+        where = f"the {part} of user {user!r} in the {name} dataset"
+        if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
+            raise ValueError(f"{where} is {str(pairs)[:60]!r}, but must be a list of pairs.")
+        for index, pair in enumerate(pairs):
+            texts = {key: value for key, value in pair.items() if value is not None or key in required}
+            check_pair(texts, f"pair {index} in {where}", required=required if part == "target" else ())
+        parts[part] = [{key: value for key, value in pair.items() if key not in COMPUTED_COLUMNS} for pair in pairs]
+    if not parts["target"]:
+        raise ValueError(f"The target of user {user!r} in the {name} dataset is empty. Leave the task out.")
+    return {**task, **parts}
+
+
+def _without_shown(task: dict[str, Any], name: str) -> dict[str, Any]:
+    """Leave out the targets that the context shows, in either order."""
+    shown = {key for pair in task["context"] for key in _pair_keys(pair)}
+    targets = [pair for pair in task["target"] if shown.isdisjoint(_pair_keys(pair))]
+    if len(targets) < len(task["target"]):
+        logger.warning(
+            "Left out %d of %d targets of user %r in the %s dataset, which are in its context too.",
+            len(task["target"]) - len(targets), len(task["target"]), task["user_id"], name,
+        )  # fmt: skip
+    return {**task, "target": targets}
+
+
+def _pair_keys(pair: dict[str, Any]) -> list[tuple]:
+    """What a pair is known by: its texts and its embeddings, where it has them, in either order."""
+    keys = []
+    if all(pair.get(side) is not None for side in SIDES):
+        options = sorted(json.dumps(canonical(pair[side])) for side in SIDES)
+        before = [json.dumps(canonical(pair.get(key))) for key in ("prompt", "tools", "chat_template_kwargs")]
+        keys.append((*before, *options))
+    if all(pair.get(column) is not None for column in EMBED_COLUMNS):
+        keys.append(tuple(sorted(np.asarray(pair[column], dtype=np.float64).tobytes() for column in EMBED_COLUMNS)))
+    return keys

@@ -5,14 +5,17 @@ What a task holds is a pure function of (seed, epoch, position): not of the numb
 evaluation, not of where a run was resumed.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from np_trl.data.preference_rows import PreferenceRows
+from np_trl.data.preference_rows import PreferenceRows, most_contexts
 
+
+logger = logging.getLogger(__name__)
 
 MAX_STRANGERS = 4
 
@@ -140,6 +143,8 @@ class EvaluationTasks(Dataset):
     """
     The tasks of an evaluation set: every user at every N_C that leaves one of its pairs as a target.
 
+    A pair that a user has several times, in either order, counts once in a draw: it never is both a context and a target.
+
     Args:
         rows ([`PreferenceRows`]):
             The evaluation pairs. A column `role` may say which of them are for contexts and which for targets.
@@ -157,6 +162,9 @@ class EvaluationTasks(Dataset):
             How often contexts and targets of a user are drawn.
         disjoint_prompts (`bool`, *optional*, defaults to `False`):
             Whether the prompts of the targets, too, must be others than those of the contexts.
+
+    Raises:
+        `ValueError`: if no user has pairs enough, or prompts are to be told apart and there are none.
     """
 
     def __init__(
@@ -172,19 +180,40 @@ class EvaluationTasks(Dataset):
         self.rows, self.num_targets, self.seed = rows, num_targets, seed
         self._prompts = rows.prompt_codes() if disjoint_prompts else None
         self._options = rows.option_codes()
-        sizes = np.sort(num_contexts)
-        fitting = np.searchsorted(sizes, rows.max_contexts, side="right")
+        sizes = np.unique(num_contexts)
+        self._limits = most_contexts(rows.pair_counts)  # (users,)
+        # whether each of a user's rows is a pair of its own that may be either: most are
+        self._is_plain = rows.pair_counts[:, 1] == rows.counts
+        fitting = np.searchsorted(sizes, self._limits, side="right")
         self._max_context = sizes[np.maximum(fitting - 1, 0)]  # (users,)
         circle = np.random.default_rng(seed).permutation(len(rows))
         shuffled = shuffled_contexts is not None
+        if not shuffled:
+            self._tell_who_is_left_out(sizes)
         num_contexts = shuffled_contexts if shuffled else num_contexts
         # the tasks of one draw, (tasks, 5)
         self._tasks = np.concatenate([self._conditions(number, circle, shuffled) for number in num_contexts])
         self.num_draws = num_draws
 
+    def _tell_who_is_left_out(self, sizes: np.ndarray) -> None:
+        if not (self._limits >= sizes[0]).any():
+            raise ValueError(
+                f"No user has enough different pairs for an evaluation at {sizes[0]} context pairs and a target: the largest "
+                f"number of context pairs that leaves one is {self._limits.max(initial=-1)}. Lower `eval_num_contexts`, or give "
+                "more pairs of each user. A pair that is repeated, in either order, counts once."
+            )
+        fewer = np.searchsorted(sizes, self._limits, "right") < np.searchsorted(sizes, self.rows.max_contexts, "right")
+        if fewer.any():
+            user = int(np.argmax(fewer))
+            logger.warning(
+                "%d of %d users are left out at some numbers of context pairs, since they have the same pair several times, "
+                "such as user %r: %d different ones of %d.", fewer.sum(), len(fewer), self.rows.user_ids[user],
+                self.rows.pair_counts[user].sum(), self.rows.counts[user],
+            )  # fmt: skip
+
     def _conditions(self, num_context: int, circle: np.ndarray, shuffled: bool) -> np.ndarray:
         """Columns: N_C, user, the user whose context is shown, and which of how many shares of the targets."""
-        users = np.flatnonzero(self.rows.max_contexts >= num_context)
+        users = np.flatnonzero(self._limits >= num_context)
         circle = circle[np.isin(circle, users)]
         place = np.empty(len(self.rows), dtype=int)
         place[circle] = np.arange(len(circle))
@@ -200,8 +229,9 @@ class EvaluationTasks(Dataset):
         return np.stack(columns, axis=1)
 
     def _num_targets(self, users: np.ndarray) -> np.ndarray:
-        contexts = self._max_context if self.rows.is_context is None else self.rows.max_contexts
-        return np.minimum(self.rows.counts[users] - contexts[users], self.num_targets)
+        contexts, either, targets = self.rows.pair_counts[users].T
+        used = np.maximum(self._max_context[users] - contexts, 0)  # of those that may be either
+        return np.minimum(either + targets - used, self.num_targets)
 
     def __len__(self) -> int:
         return self.num_draws * len(self._tasks)
@@ -214,13 +244,12 @@ class EvaluationTasks(Dataset):
         )
 
     def split(self, user: int, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the row numbers of a user's contexts, nested, and of its targets."""
+        """Draw the row numbers of a user's contexts, nested, and of its targets, all of them different pairs."""
         pairs = np.random.default_rng((*key, user)).permutation(self.rows.of_user(user))
-        num_context, is_context = self._max_context[user], self.rows.is_context
-        if is_context is None:
-            contexts, targets = np.split(pairs, [num_context])
+        if self._is_plain[user]:
+            contexts, targets = np.split(pairs, [self._max_context[user]])
         else:
-            contexts, targets = pairs[is_context[pairs]][:num_context], pairs[~is_context[pairs]]
+            contexts, targets = self._split_different(pairs, self._max_context[user])
         if self._prompts is not None:
             targets = targets[~np.isin(self._prompts[targets], self._prompts[contexts])]
             if len(targets) == 0:
@@ -230,11 +259,21 @@ class EvaluationTasks(Dataset):
                 )
         return contexts, targets[: self.num_targets]
 
+    def _split_different(self, pairs: np.ndarray, num_context: int) -> tuple[np.ndarray, np.ndarray]:
+        """Split such that no pair comes twice, and that contexts are first those that cannot be targets."""
+        all_codes, codes = self.rows.pair_codes, self.rows.pair_codes[pairs]
+        is_context, is_target = self.rows.is_context[pairs], self.rows.is_target[pairs]
+        order = np.argsort(np.isin(codes, codes[~is_context]), kind="stable")
+        contexts = _different(pairs[order][~is_target[order]], all_codes)[:num_context]
+        is_shown = np.isin(codes, all_codes[contexts])
+        return contexts, _different(pairs[~is_context & ~is_shown], all_codes)
+
     def has_new_options(self, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Whether each target is of options that no context has; everywhere where options cannot be told apart."""
         if self._options is None:
             return np.ones(len(targets), dtype=bool)
-        return ~np.isin(self._options[targets], self._options[contexts]).any(axis=1)
+        seen = self._options[contexts]
+        return ~np.isin(self._options[targets], seen[seen >= 0]).any(axis=1)
 
 
 class TaskSampler(Sampler):
@@ -257,6 +296,12 @@ class TaskSampler(Sampler):
     def __iter__(self) -> Iterator[int]:
         start = self.epoch() * self.num_tasks
         return iter(range(start, start + self.num_tasks))
+
+
+def _different(pairs: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The first of those that are the same, in their order."""
+    _, first = np.unique(codes[pairs], return_index=True)
+    return pairs[np.sort(first)]
 
 
 def _choose(pairs: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -4,7 +4,7 @@ import logging
 
 from datasets import Dataset
 
-from np_trl.data.embeddings import text_id
+from np_trl.models.texts import plain_text, text_id
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def ultrafeedback_p_preferences(dataset: Dataset) -> Dataset:
 def _to_pair(row: dict) -> dict | None:
     """The pair of a row; `None` where there is none."""
     prompt, options = row["prompt"], [row["chosen"], row["rejected"]]
-    if row["data_subset"] is None or not prompt or not all(options):
+    if not _is_known(row["data_subset"]) or not prompt or not all(options):
         return None
     if not isinstance(options[0], str):
         prompt = _messages(prompt) if not isinstance(prompt, str) else [{"role": "user", "content": prompt}]
@@ -77,5 +77,9 @@ def _follow(prompt: list[dict], conversation: list[dict]) -> list[dict]:
     return conversation[len(prompt) :] if conversation[: len(prompt)] == prompt else conversation
 
 
+def _is_known(kind) -> bool:
+    return kind is not None and kind == kind and bool(str(kind).strip())  # NaN is no other NaN
+
+
 def _has_text(value: str | list[dict]) -> bool:
-    return bool(value) and bool((value if isinstance(value, str) else value[-1]["content"]).strip())
+    return bool(value) and bool(plain_text(value if isinstance(value, str) else value[-1:]).strip())

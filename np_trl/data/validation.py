@@ -7,13 +7,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from np_trl.data.preference_rows import EMBED_COLUMNS, PreferenceRows
+from np_trl.data.embedding_columns import EMBED_COLUMNS, read_matrix, warn_of_two_embeddings
+from np_trl.data.pair_codes import TEXT_COLUMNS, option_text_codes
+from np_trl.data.preference_rows import PreferenceRows
+from np_trl.models.texts import SIDES, canonical, check_pair, describe_tie
 
 
 logger = logging.getLogger(__name__)
 
+# what trainers compute of a row: as columns of their own, they are of another run
+COMPUTED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
+# above it a float does not hold every whole number
+_LARGEST_FLOAT_ID = 2**53
 
-def check_preferences(dataset: Dataset, name: str) -> None:
+
+def drop_computed_columns(dataset: Dataset, name: str) -> Dataset:
+    """
+    Leave out columns named like those that a trainer computes itself, with a logged warning.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs.
+        name (`str`):
+            What to call the dataset in the log.
+
+    Returns:
+        [`~datasets.Dataset`]: the other columns.
+    """
+    found = [column for column in COMPUTED_COLUMNS if column in dataset.column_names]
+    if found:
+        logger.warning("The columns %s of the %s dataset are left out: they are computed anew.", found, name)
+    return dataset.remove_columns(found)
+
+
+def check_preferences(dataset: Dataset, name: str, required: tuple[str, ...] = ()) -> None:
     """
     Check users and texts of a dataset of preference pairs.
 
@@ -22,27 +49,81 @@ def check_preferences(dataset: Dataset, name: str) -> None:
             Preference pairs.
         name (`str`):
             What to call the dataset in an error.
+        required (`tuple[str, ...]`, *optional*):
+            Columns of texts that it must have. Without embedding columns, `"chosen"` and `"rejected"`.
 
     Raises:
-        `ValueError`: if `user_id` is absent or null, a prompt or completion is empty, or a pair is a tie.
+        `ValueError`: if there are no rows, a column is absent, `user_id` does not say who chose, a prompt or completion is no
+        text, or a pair is a tie.
     """
     if "user_id" not in dataset.column_names:
         raise ValueError(
             f"The {name} dataset has no `user_id` column, only {dataset.column_names}. Add one that says who chose; "
             "np_trl infers each user from that user's pairs."
         )
-    nulls = dataset.select_columns("user_id").with_format("arrow")[:].column("user_id").null_count
-    if nulls:
+    if len(dataset) == 0:
+        raise ValueError(f"The {name} dataset has no rows. Give preference pairs, or leave it out.")
+    check_user_ids(dataset, name)
+    if set(EMBED_COLUMNS).isdisjoint(dataset.column_names):
+        required = SIDES
+    missing = [column for column in required if column not in dataset.column_names]
+    if missing:
         raise ValueError(
-            f"`user_id` is null in {nulls} of {len(dataset)} rows of the {name} dataset. Fill it in or drop these rows."
+            f"The {name} dataset has no {missing} column, only {dataset.column_names}. Each row is a pair of texts, `chosen` "
+            "and `rejected`, or of their embeddings, `chosen_embeds` and `rejected_embeds`."
         )
-    texts = dataset.select_columns([name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names])
+    texts = dataset.select_columns([column for column in TEXT_COLUMNS if column in dataset.column_names])
     start = 0
     for batch in texts.with_format("arrow").iter(batch_size=10_000) if texts.column_names else ():
         if _may_be_bad(batch):
-            for index, row in enumerate(batch.to_pylist(), start=start):
-                _check_texts(row, index, name)
+            rows = texts.with_format(None)[start : start + len(batch)]
+            for index, values in enumerate(zip(*rows.values(), strict=True), start=start):
+                check_pair(dict(zip(rows, values, strict=True)), f"row {index} of the {name} dataset", required=())
         start += len(batch)
+
+
+def check_user_ids(dataset: Dataset, name: str) -> None:
+    """
+    Check that the column `user_id` says of each row whose it is.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `user_id`.
+        name (`str`):
+            What to call the dataset in an error.
+
+    Raises:
+        `ValueError`: if an id is null, blank, NaN, a number that floats round, or no single value.
+    """
+    ids = dataset.select_columns("user_id").with_format("arrow")[:].column("user_id")
+    kind = ids.type.value_type if pa.types.is_dictionary(ids.type) else ids.type
+    where = f"{len(ids)} rows of the {name} dataset"
+    if ids.null_count:
+        raise ValueError(f"`user_id` is null in {ids.null_count} of {where}. Fill it in or drop these rows.")
+    if pa.types.is_nested(kind) or pa.types.is_temporal(kind) or isinstance(kind, pa.BaseExtensionType):
+        raise ValueError(
+            f"`user_id` of the {name} dataset is of the type {kind}, such as {ids[0].as_py()!r}, but must be text or a whole "
+            "number. Give each user a name."
+        )
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        blank = pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(ids.cast(kind))), 0)).as_py()
+        if blank:
+            raise ValueError(
+                f"`user_id` is blank in {blank} of {where}. It would make one user of all of them: fill it in or drop these rows."
+            )
+    elif pa.types.is_floating(kind):
+        values = ids.cast(kind).to_numpy().astype(float)
+        unknown = int((~np.isfinite(values)).sum())
+        if unknown:
+            raise ValueError(
+                f"`user_id` is NaN or infinite in {unknown} of {where}. It would make one user of all of them: fill it in or drop "
+                "these rows."
+            )
+        if np.abs(values).max() >= _LARGEST_FLOAT_ID:
+            raise ValueError(
+                f"`user_id` of the {name} dataset holds {np.abs(values).max():.0f} as a float, which rounds such numbers, so that "
+                "users are merged. Read the ids as text or as whole numbers."
+            )
 
 
 def drop_ties(dataset: Dataset, name: str) -> Dataset:
@@ -57,16 +138,16 @@ def drop_ties(dataset: Dataset, name: str) -> Dataset:
 
     Returns:
         [`~datasets.Dataset`]: the other rows, in their order.
+
+    Raises:
+        `ValueError`: if none is left.
     """
-    if not {"chosen", "rejected"} <= set(dataset.column_names):
+    if not set(SIDES) <= set(dataset.column_names):
         return dataset
-    columns = dataset.select_columns(["chosen", "rejected"])[:]
+    columns = dataset.with_format(None).select_columns(list(SIDES))[:]
     pairs = zip(columns["chosen"], columns["rejected"], strict=True)
-    kept = [index for index, (chosen, rejected) in enumerate(pairs) if chosen != rejected]
-    if len(kept) == len(dataset):
-        return dataset
-    logger.warning("Dropped %d of %d ties of the %s dataset.", len(dataset) - len(kept), len(dataset), name)
-    return dataset.select(kept)
+    ties = np.array([canonical(chosen) == canonical(rejected) for chosen, rejected in pairs], dtype=bool)
+    return _leave_out(dataset, ties, name)
 
 
 def check_embeddings(dataset: Dataset, name: str, embed_size: int | None = None) -> int:
@@ -85,7 +166,18 @@ def check_embeddings(dataset: Dataset, name: str, embed_size: int | None = None)
         `int`: the embedding size E.
 
     Raises:
-        `ValueError`: if a column is absent, sizes differ, a value is not finite, or the size is not the model's.
+        `ValueError`: if a column is absent, a row is no list of finite numbers, or sizes differ, from each other or the
+        model's.
+    """
+    return read_embeddings(dataset, name, embed_size)[0]
+
+
+def read_embeddings(dataset: Dataset, name: str, embed_size: int | None = None) -> tuple[int, np.ndarray]:
+    """
+    Check the embedding columns of a dataset, as [`check_embeddings`], and find the ties.
+
+    Returns:
+        `int`: the embedding size E; and `np.ndarray` of shape `(rows,)`: whether both options have the same embedding.
     """
     missing = [column for column in EMBED_COLUMNS if column not in dataset.column_names]
     if missing:
@@ -93,31 +185,75 @@ def check_embeddings(dataset: Dataset, name: str, embed_size: int | None = None)
             f"The {name} dataset has no {missing} column, only {dataset.column_names}. Embed both options of each "
             "pair, with the same embedder."
         )
-    sizes = set()
-    start = 0
+    if len(dataset) == 0:
+        raise ValueError(f"The {name} dataset has no rows. Give preference pairs, or leave it out.")
+    where, sizes, ties, start = f"the {name} dataset", {}, [], 0
     for batch in dataset.select_columns(list(EMBED_COLUMNS)).with_format("arrow").iter(batch_size=4096):
-        for column in EMBED_COLUMNS:
-            values = batch.column(column).combine_chunks()
-            sizes.update(np.unique(np.diff(_offsets(values))).tolist())
-            if len(sizes) > 1:
-                raise ValueError(
-                    f"The {name} dataset holds embeddings of sizes {sorted(sizes)} (`{column}`, rows {start} to "
-                    f"{start + len(batch) - 1}), but all must have one size. Embed all options with the same embedder."
-                )
-            finite = np.isfinite(values.flatten().to_numpy(zero_copy_only=False)).reshape(len(batch), -1).all(axis=1)
-            if not finite.all():
-                raise ValueError(
-                    f"`{column}` of row {start + int(np.argmin(finite))} of the {name} dataset holds NaN or infinite "
-                    "values. Drop the row or embed it again (a float16 embedder may overflow)."
-                )
+        sides = [read_matrix(batch.column(column), column, where, start) for column in EMBED_COLUMNS]
+        for column, side in zip(EMBED_COLUMNS, sides, strict=True):
+            sizes.setdefault(side.shape[1], f"`{column}`, rows {start} to {start + len(batch) - 1}")
+        if len(sizes) > 1:
+            found = f"sizes {sorted(sizes)} ({', '.join(f'{size}: {rows}' for size, rows in sizes.items())})"
+            raise ValueError(
+                f"The {name} dataset holds embeddings of {found}, but all must have one size. Embed all options with the same "
+                "embedder."
+            )
+        ties.append(_equal_rows(*sides))
         start += len(batch)
     (size,) = sizes
+    check_embed_size(size, name, embed_size)
+    return size, np.concatenate(ties)
+
+
+def check_embed_size(size: int, name: str, embed_size: int | None) -> None:
+    """Raise a `ValueError` if the embeddings of a dataset, of `size`, are not of the size that the model takes."""
     if embed_size is not None and size != embed_size:
         raise ValueError(
             f"The {name} dataset holds embeddings of size {size}, but the model takes `embed_size={embed_size}`. Embed "
             f"with the embedder of the model, or build the model with `embed_size={size}`."
         )
-    return size
+
+
+def leave_out_embedding_ties(dataset: Dataset, ties: np.ndarray, name: str, drop: bool) -> Dataset:
+    """
+    Find the pairs whose options have the same embedding.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs.
+        ties (`np.ndarray` of shape `(rows,)`):
+            Which of them are ties, from [`read_embeddings`].
+        name (`str`):
+            What to call the dataset in an error.
+        drop (`bool`):
+            Whether to drop these pairs, with a logged count, or to raise.
+
+    Returns:
+        [`~datasets.Dataset`]: the other rows, in their order.
+
+    Raises:
+        `ValueError`: if there is such a pair and `drop` is false, or if none is left.
+    """
+    if ties.any() and not drop:
+        row = int(np.argmax(ties))
+        shown = dataset.with_format(None)[row]
+        shown = shown.get("chosen", shown["chosen_embeds"])
+        raise ValueError(describe_tie(f"row {row} of the {name} dataset", "embedded alike", shown))
+    return _leave_out(dataset, ties, name)
+
+
+def check_option_embeddings(dataset: Dataset, name: str) -> None:
+    """
+    Warn where one text has two embeddings.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs with checked texts and embeddings; without texts there is nothing to compare.
+        name (`str`):
+            What to call the dataset in the log.
+    """
+    if set(SIDES) <= set(dataset.column_names):
+        warn_of_two_embeddings(dataset, option_text_codes(dataset), name)
 
 
 def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool, evaluation: bool = False) -> Dataset:
@@ -164,30 +300,32 @@ def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool, e
     return dataset.select(np.flatnonzero(kept))
 
 
+def _equal_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Which rows of two matrices are equal; of most, the first values differ."""
+    equal = one[:, 0] == other[:, 0]
+    equal[equal] = (one[equal] == other[equal]).all(axis=1)
+    return equal
+
+
+def _leave_out(dataset: Dataset, ties: np.ndarray, name: str) -> Dataset:
+    if not ties.any():
+        return dataset
+    if ties.all():
+        raise ValueError(
+            f"All {len(ties)} pairs of the {name} dataset are ties, so that nothing is left to learn from. Look at how `chosen` "
+            "and `rejected` were made."
+        )
+    logger.warning("Dropped %d of %d ties of the %s dataset.", ties.sum(), len(ties), name)
+    return dataset.select(np.flatnonzero(~ties))
+
+
 def _may_be_bad(batch: pa.Table) -> bool:
-    """Whether there are empty strings or ties in a batch. Conversations are always looked at."""
+    """Whether there are empty strings or ties in a batch. All but plain strings are always looked at."""
     if not all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in batch.schema.types):
+        return True
+    if not set(batch.column_names) <= {"prompt", *SIDES}:
         return True
     empty = [pc.any(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)).as_py() for column in batch.columns]
     nulls = [column.null_count > 0 for column in batch.columns]
-    is_pair = {"chosen", "rejected"} <= set(batch.column_names)
+    is_pair = set(SIDES) <= set(batch.column_names)
     return any(empty) or any(nulls) or (is_pair and pc.any(pc.equal(batch["chosen"], batch["rejected"])).as_py())
-
-
-def _check_texts(row: dict, index: int, name: str) -> None:
-    for column, value in row.items():
-        text = value[-1]["content"] if isinstance(value, list) and value else value
-        if not (text or "").strip():
-            raise ValueError(f"`{column}` of row {index} of the {name} dataset is empty. Fill it in or drop the row.")
-    if {"chosen", "rejected"} <= row.keys() and row["chosen"] == row["rejected"]:
-        raise ValueError(
-            f"`chosen` and `rejected` of row {index} of the {name} dataset are the same ({str(row['chosen'])[:60]!r}). "
-            "A tie says nothing about the user: drop it, or set `drop_ties=True`."
-        )
-
-
-def _offsets(values) -> np.ndarray:
-    """Offsets of an Arrow array of lists, of variable or fixed size."""
-    if hasattr(values, "offsets"):
-        return values.offsets.to_numpy()
-    return np.arange(len(values) + 1) * values.type.list_size

@@ -7,6 +7,29 @@ from transformers import EvalPrediction
 from np_trl.metrics.user_metrics import UserAccuracy, UserCalibration, UserNLL, user_means
 
 
+# what other metrics than those of a group begin with
+_RESERVED_NAMES = ("new_options", "shuffled", "worst_decile", "worst_group")
+
+
+def check_group_names(groups: list[str]) -> None:
+    """
+    Check that the metrics of groups have names of their own.
+
+    Args:
+        groups (`list[str]`):
+            The group of every user.
+
+    Raises:
+        `ValueError`: if a group is called like another metric, such as the control `shuffled`.
+    """
+    taken = sorted(set(_RESERVED_NAMES) & set(groups))
+    if taken:
+        raise ValueError(
+            f"Groups are called {taken}, and so are other metrics, such as `nc10_{taken[0]}_accuracy`. Rename these groups in "
+            "the column that `eval_group_column` names."
+        )
+
+
 def num_context_curve(prediction: EvalPrediction, groups: list[str] | None = None) -> dict[str, float]:
     """
     Compute the metrics for every N_C.
@@ -30,7 +53,11 @@ def num_context_curve(prediction: EvalPrediction, groups: list[str] | None = Non
           `nc{N}_worst_group_accuracy`;
         - where options recur, `nc{N}_new_options_accuracy` and its standard error: on the targets none of whose options
           occurs in the user's largest context, the same targets at every N.
+
+    Raises:
+        `ValueError`: if a group is called like another metric.
     """
+    check_group_names(groups or [])
     metrics, accuracies = {}, {}
     margins, joint, new_options = (np.asarray(predictions) for predictions in prediction.predictions)
     recurring = bool((~new_options & ~np.isnan(margins)).any())

@@ -39,7 +39,7 @@ class UserAccuracy(_UserMetric):
     """
 
     def _compute(self, margins, users) -> dict[str, float]:
-        correct = (np.sign(np.asarray(margins)) + 1) / 2
+        correct = (np.sign(_read_margins(margins)) + 1) / 2
         per_user = np.sort(user_means(correct, users))
         decile = per_user[: max(1, len(per_user) // 10)]
         return {
@@ -53,7 +53,7 @@ class UserNLL(_UserMetric):
     """Negative log-likelihood of the choices in nats, averaged over users. Returns `nll`."""
 
     def _compute(self, margins, users) -> dict[str, float]:
-        return {"nll": float(user_means(np.logaddexp(0, -np.asarray(margins)), users).mean())}
+        return {"nll": float(user_means(np.logaddexp(0, -_read_margins(margins)), users).mean())}
 
 
 class UserCalibration(_UserMetric):
@@ -63,12 +63,22 @@ class UserCalibration(_UserMetric):
     """
 
     def _compute(self, margins, users) -> dict[str, float]:
-        margins = np.asarray(margins)
+        margins = _read_margins(margins)
         confidence = 1 / (1 + np.exp(-np.abs(margins)))
         correct = (np.sign(margins) + 1) / 2
         bins = np.minimum(((confidence - 0.5) * 20).astype(int), 9)
         gaps = np.bincount(bins, weights=correct - confidence, minlength=10)
         return {"ece": float(np.abs(gaps).sum() / len(margins))}
+
+
+def _read_margins(margins: list[float]) -> np.ndarray:
+    margins = np.asarray(margins)
+    if np.isnan(margins).any():
+        raise ValueError(
+            f"{np.isnan(margins).sum()} of {len(margins)} `margins` are NaN, which is no prediction. Look at the model: its weights, "
+            "its embeddings or its precision."
+        )
+    return margins
 
 
 def user_means(values: np.ndarray, users: list[int]) -> np.ndarray:

@@ -4,7 +4,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .pairs import empty_context
-from .texts import SIDES, TieError, check_pair, describe_tie, template_kwargs
+from .texts import SIDES, check_pair, describe_tie, template_kwargs
 
 
 class TextContextMixin:
@@ -58,6 +58,8 @@ class TextContextMixin:
         for index, pair in enumerate(pairs):
             check_pair(pair, f"Pair {index}")
             kept = truncate_pair(*tokenize_pair(pair, tokenizer), *limits, where=f"pair {index}")
+            if kept[0] == kept[1]:
+                raise ValueError(describe_token_tie(kept, limits[0], f"pair {index}"))
             for option, start in kept:
                 options.append(option)
                 starts.append(start)
@@ -180,7 +182,7 @@ def truncate_pair(
         completion starts among them.
 
     Raises:
-        `ValueError`: if no token of a completion is left, or the options cannot be told apart.
+        `ValueError`: if no token of a completion is left.
     """
     kept = []
     for side, option in zip(SIDES, (chosen, rejected), strict=True):
@@ -196,10 +198,15 @@ def truncate_pair(
                 'train with a larger `max_length` or `truncation_mode="keep_end"`.'
             )
         kept.append((tokens, first))
-    if kept[0] == kept[1]:
-        how = "the same" if chosen == rejected else f"the same in the {max_length} tokens that are kept"
-        raise TieError(describe_tie(where, how, kept[0][0][kept[0][1] :]))
     return kept
+
+
+def describe_token_tie(kept: list[tuple[list[int], int]], max_length: int | None, where: str) -> str:
+    """The message about a pair of which [`truncate_pair`] kept the same tokens."""
+    tokens, start = kept[0]
+    is_cut = max_length is not None and len(tokens) >= max_length
+    how = f"the same in the {max_length} tokens that are kept" if is_cut else "the same in tokens"
+    return describe_tie(where, how, tokens[start:])
 
 
 def _with_eos(text: str, eos_token: str) -> str:

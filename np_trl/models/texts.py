@@ -23,10 +23,6 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
 )  # fmt: skip
 
 
-class TieError(ValueError):
-    """A pair whose options cannot be told apart."""
-
-
 def text_id(text: str) -> str:
     """Return the key of a text: the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -99,7 +95,7 @@ def check_pair(pair: dict, where: str, required: tuple[str, ...] = ("prompt", *S
             "all as text; where `chosen` and `rejected` are whole conversations, leave `prompt` out."
         )
     if all(side in parts for side in SIDES) and canonical(pair["chosen"]) == canonical(pair["rejected"]):
-        raise TieError(describe_tie(where, "the same", pair["chosen"]))
+        raise ValueError(describe_tie(where, "the same", pair["chosen"]))
     _check_template_kwargs(pair, where)
 
 

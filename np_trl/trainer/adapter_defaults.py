@@ -29,14 +29,13 @@ def complete_adapter(
         [`~peft.PeftConfig`]: a copy. Without `target_modules` it has PEFT's own for the base architecture; the context
         encoder and FiLM are trained and saved with it.
     """
-    if peft_config is None:
-        return None
+    if not isinstance(peft_config, PeftConfig):
+        return peft_config  # none, or one that TRL refuses
     peft_config = copy.deepcopy(peft_config)
     if _is_open(peft_config):
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
-        architecture = config.model_type.removeprefix("film_")
-        # PEFT knows the decoders, not the policies that are made of them
-        peft_config.target_modules = tuner.target_module_mapping.get(architecture)
+        # PEFT knows the decoders, not the policies that are made of them; some of its methods have no defaults
+        defaults = getattr(PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type], "target_module_mapping", {})
+        peft_config.target_modules = defaults.get(config.model_type.removeprefix("film_"))
         if not embedded and getattr(peft_config, "layers_to_transform", 0) is None:
             peft_config.layers_to_transform = list(range(config.context_layer, config.num_hidden_layers))
     peft_config.revision = peft_config.revision or base_revision

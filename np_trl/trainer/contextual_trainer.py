@@ -1,6 +1,8 @@
 """What the two trainers share: users become tasks at the dataloader, and evaluation runs over numbers of contexts."""
 
+import itertools
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -11,9 +13,21 @@ from transformers import EvalPrediction
 
 from np_trl.data import EvaluationTasks, PreferenceRows, TaskSampler, TrainingTasks
 from np_trl.data.contextual_collator import pad_pairs
-from np_trl.data.task_stream import TaskStream
-from np_trl.data.validation import check_embeddings, check_preferences, drop_ties, select_users
+from np_trl.data.embedding_columns import EMBED_COLUMNS
+from np_trl.data.pair_codes import TOKEN_COLUMNS
+from np_trl.data.task_stream import TaskStream, stream_embeddings
+from np_trl.data.validation import (
+    check_embed_size,
+    check_option_embeddings,
+    check_preferences,
+    drop_computed_columns,
+    drop_ties,
+    leave_out_embedding_ties,
+    read_embeddings,
+    select_users,
+)
 from np_trl.metrics import num_context_curve
+from np_trl.metrics.num_context_curve import check_group_names
 from np_trl.models.layers import Standardizer
 from np_trl.trainer.resumable_trainer import ResumableTrainerMixin
 from np_trl.trainer.sharing_trainer import SharingTrainerMixin
@@ -38,10 +52,46 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
     # the group of each user of the set that is evaluated
     _groups: list[str] | None = None
 
-    def _select_users(self, dataset: Dataset, args, name: str) -> Dataset:
-        """Check a dataset and leave out the users who are too short for a task, or raise."""
+    def _check_arguments(self, args, config_class: type) -> None:
+        """Check the type of the training arguments, and what cannot be asked of an evaluation of users."""
+        if not isinstance(args, config_class):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}, but {type(self).__name__} takes `{config_class.__name__}`: the same fields, "
+                "and those of tasks and users."
+            )
+        if args.batch_eval_metrics:
+            raise ValueError(
+                "`batch_eval_metrics=True` computes metrics batch by batch, but those of users need all of their pairs. Leave it out."
+            )
+
+    def _check_dataset(self, dataset, name: str) -> None:
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            raise TypeError(
+                f"The {name} dataset is a {type(dataset).__name__}, but must be a `Dataset` or an `IterableDataset`, such as "
+                "`Dataset.from_list(rows)`."
+            )
+
+    def _select_users(self, dataset: Dataset, args, name: str, required: tuple[str, ...] = ()) -> Dataset:
+        """
+        Check a dataset and leave out ties and the users who are too short for a task, or raise. `required` are the columns
+        of texts, where the model sees those too.
+        """
+        dataset = drop_computed_columns(dataset, name)
         dataset = drop_ties(dataset, name) if args.drop_ties else dataset
-        check_preferences(dataset, name)
+        check_preferences(dataset, name, required)
+        if set(EMBED_COLUMNS).isdisjoint(dataset.column_names):
+            return self._select_by_counts(dataset, args, name)
+        size, ties = read_embeddings(dataset, name)
+        # of texts that differ they are ties in the context alone
+        dataset = leave_out_embedding_ties(dataset, ties, name, drop=args.drop_ties or bool(required))
+        check_option_embeddings(dataset, name)
+        dataset = self._select_by_counts(dataset, args, name)
+        self._checked[dataset._fingerprint] = size
+        return dataset
+
+    def _select_by_counts(self, dataset: Dataset, args, name: str) -> Dataset:
+        if name != "train" and args.eval_group_column is not None:
+            check_group_names(PreferenceRows(dataset).groups(args.eval_group_column))
         # a user who is dropped from the evaluation is dropped where it is too short, and kept where it is not
         num_context = min(args.eval_num_contexts) if args.drop_short_users else max(args.eval_num_contexts)
         required = args.task_sampling.required_pairs if name == "train" else num_context + 1
@@ -50,14 +100,19 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
     def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
         """Return the dataset with embedding columns, checked once, since that reads all of them."""
         if dataset._fingerprint not in self._checked:
-            check_embeddings(dataset, name, self._embed_size)
-            self._checked.add(dataset._fingerprint)
+            size, ties = read_embeddings(dataset, name)
+            if ties.any():
+                has_texts = set(TOKEN_COLUMNS) <= set(dataset.column_names)
+                dataset = leave_out_embedding_ties(dataset, ties, name, drop=self.args.drop_ties or has_texts)
+                dataset = self._select_by_counts(dataset, self.args, name)
+            self._checked[dataset._fingerprint] = size
+        check_embed_size(self._checked[dataset._fingerprint], name, self._embed_size)
         return dataset
 
     @cached_property
-    def _checked(self) -> set[str]:
-        """Fingerprints of the datasets whose embeddings were checked."""
-        return set()
+    def _checked(self) -> dict[str, int]:
+        """By their fingerprints, the sizes of the embeddings that were checked."""
+        return {}
 
     @property
     def _embed_size(self) -> int:
@@ -65,42 +120,53 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
 
     def _set_up_contexts(self) -> None:
         """Embed the datasets, and take the statistics of the embeddings unless the model has some. After `__init__`."""
-        datasets = {"train": self.train_dataset}
-        if self.eval_dataset is not None:
-            datasets |= self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-        embedded = {
-            name: dataset if isinstance(dataset, IterableDataset) else self._with_embeddings(dataset, name)
-            for name, dataset in datasets.items()
-        }
-        self.train_dataset = embedded.pop("train")
-        if self.eval_dataset is not None:
-            self.eval_dataset = embedded if isinstance(self.eval_dataset, dict) else embedded["eval"]
+        self.train_dataset = self._embed(self.train_dataset, "train")
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: self._embed(dataset, name) for name, dataset in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._embed(self.eval_dataset, "eval")
         self._fit_standardizers()
+
+    def _embed(self, dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+        return dataset if isinstance(dataset, IterableDataset) else self._with_embeddings(dataset, name)
 
     def _fit_standardizers(self, max_rows: int = 50_000) -> None:
         standardizers = [
             module for module in self.model.modules() if isinstance(module, Standardizer) and not module.is_fitted
         ]
-        if not standardizers or isinstance(self.train_dataset, IterableDataset):
+        batches = self._read_embeddings(max_rows) if standardizers else iter(())
+        start = next(batches, None)
+        if start is None:  # statistics are there, or the first tasks of a stream have no context
+            return
+        first, *others = standardizers
+        first.fit(itertools.chain([start], batches))
+        for standardizer in others:
+            standardizer.load_state_dict(first.state_dict())
+
+    def _read_embeddings(self, max_rows: int) -> Iterator[torch.Tensor]:
+        """Embeddings of the training set, `(N, E)` at a time: of rows spread over all, or of the first tasks of a stream."""
+        if isinstance(self.train_dataset, IterableDataset):
+            yield from stream_embeddings(self.train_dataset, max_rows)
             return
         rows = PreferenceRows(self.train_dataset)
         indices = range(0, len(self.train_dataset), -(-len(self.train_dataset) // max_rows))
-        batches = (indices[start : start + 1024] for start in range(0, len(indices), 1024))
-        first, *others = standardizers
-        first.fit(rows.embeds(batch).flatten(0, 1) for batch in batches)
-        for standardizer in others:
-            standardizer.load_state_dict(first.state_dict())
+        for start in range(0, len(indices), 1024):
+            yield rows.embeds(indices[start : start + 1024]).flatten(0, 1)
 
     # Override: the one place through which training and evaluation sets pass on their way to the model.
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
     ) -> DataLoader:
         if isinstance(dataset, Dataset):
-            rows = PreferenceRows(self._with_embeddings(dataset, description.lower()))
+            name = "train" if is_training else description.lower()
+            rows = self._read_rows(self._with_embeddings(dataset, name))
             dataset = self._training_tasks(rows) if is_training else self.evaluation_tasks(rows)
         elif isinstance(dataset, IterableDataset):
             dataset = TaskStream(dataset)
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def _read_rows(self, dataset: Dataset) -> PreferenceRows:
+        return PreferenceRows(dataset)
 
     def _training_tasks(self, rows: PreferenceRows) -> TrainingTasks:
         return TrainingTasks(rows, self.args.task_sampling, self._data_seed)
@@ -194,6 +260,11 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
             )
         margins = loss.new_full((len(conditions), self.args.eval_num_targets), torch.nan)
         new_options = torch.zeros_like(margins, dtype=torch.bool)
+        if not self._margins.isfinite().all():  # which would be left out as if there were no target
+            raise ValueError(
+                "The log-odds of some choices are not finite, so the model has diverged or overflows in its precision. Lower the "
+                "learning rates, or evaluate in float32."
+            )
         margins[users, targets] = self._margins.to(margins)
         new_options[users, targets] = inputs["new_options"].to(users.device)
         joint = self._joint_log_likelihood
@@ -203,9 +274,20 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute our metrics and, beside them, those of the `compute_metrics` that was passed."""
-        prediction = _drop_repeated_tasks(prediction)
+        prediction = _drop_repeated_tasks(_join_batches(prediction))
         metrics = num_context_curve(prediction, self._groups)
-        return metrics if self._user_metrics is None else {**metrics, **self._user_metrics(prediction)}
+        others = {} if self._user_metrics is None else self._user_metrics(prediction)
+        if both := sorted(metrics.keys() & others.keys()):
+            raise ValueError(f"`compute_metrics` returns {both}, which np_trl reports too. Give them other names.")
+        return {**metrics, **others}
+
+
+def _join_batches(prediction: EvalPrediction) -> EvalPrediction:
+    """Join what `eval_do_concat_batches=False` leaves apart."""
+    if not isinstance(prediction.label_ids, list):
+        return prediction
+    predictions = tuple(np.concatenate(parts) for parts in zip(*prediction.predictions, strict=True))
+    return EvalPrediction(predictions, np.concatenate(prediction.label_ids))
 
 
 def _drop_repeated_tasks(prediction: EvalPrediction) -> EvalPrediction:

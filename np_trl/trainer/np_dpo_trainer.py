@@ -1,40 +1,46 @@
 """NP-DPO (eq. 8 and 24 of the paper) on TRL's DPO trainer."""
 
-import copy
+import logging
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars, load_from_disk
 from huggingface_hub import HfApi
-from peft import PeftConfig, PeftModel, TaskType
+from peft import PeftConfig, PeftModel
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
+from transformers.integrations import is_fsdp_enabled
 from trl import DPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from np_trl.data import ContextualCollator, EvaluationTasks, TokenTargets
+from np_trl.data import ContextualCollator, EvaluationTasks, PreferenceRows, TokenTargets
 from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.task_stream import check_tasks
 from np_trl.data.validation import check_embeddings
 from np_trl.models import ContextEncoder
+from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
-from np_trl.models.film import NP_MODULES
+from np_trl.models.text_context import check_end_token, describe_token_tie, truncate_pair
+from np_trl.models.texts import SIDES
+from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
 from np_trl.trainer.gated_lora import check_gated_lora
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
-from np_trl.trainer.policy import (
-    check_policy,
-    check_trunk,
-    create_policy,
-    find_commit,
-    freeze_trunk,
-    np_parameters,
-    upcast_np_parameters,
-)
+from np_trl.trainer.policy import check_policy, np_parameters, upcast_np_parameters
+from np_trl.trainer.policy_source import PolicySource, used_init_kwargs
 from np_trl.trainer.reference_log_probs import ReferenceLogProbs
+from np_trl.trainer.sharing_trainer import copy_to_cpu, whole_model
+from np_trl.trainer.trunk import check_trunk, freeze_trunk
+from np_trl.trainer.uploads import files_to_share, upload
 
+
+logger = logging.getLogger(__name__)
 
 _CONTEXT_KEYS = ("context_embeds", "context_mask", "context_index")
 
@@ -47,8 +53,9 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
     reference log-probs and callbacks are those of [`~trl.DPOTrainer`].
 
     Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The path of a plain base model or of a policy, or a causal LM with FiLM.
+        model (`str`, `os.PathLike`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The path of a plain base model or of a policy, or a causal LM with FiLM. Of a path come the policy, the reference
+            policy and, without `processing_class`, the tokenizer, all as `args.model_init_kwargs` says.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
             The reference policy; a plain model will do. Not needed with `peft_config`.
         args ([`NPDPOConfig`], *optional*):
@@ -64,7 +71,8 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantisation of a `model` given as a path.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapter. The context encoder and FiLM are trained and saved with it.
+            Adapter. The context encoder and FiLM are trained and saved with it. Without `target_modules` it covers PEFT's
+            default modules of the base architecture, in the layers above the trunk where that embeds the options.
         kwargs:
             Passed to [`~trl.DPOTrainer`].
 
@@ -86,8 +94,6 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         "max_length",
     )
 
-    # whether `save_merged` has used the adapter up
-    _is_merged = False
     # of the set that is evaluated; none in training
     _references: ReferenceLogProbs | None = None
 
@@ -104,25 +110,37 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         **kwargs,
     ):
         args = NPDPOConfig("NP-DPO") if args is None else args
+        self._check_arguments(args, NPDPOConfig)
         self._base_revision = self._context_encoder_start = None
-        if isinstance(model, str):
-            self._base_revision = find_commit(model, **(args.model_init_kwargs or {}))
-            model = _create_model(model, args, train_dataset, quantization_config, peft_config)
+        film_kwargs = _film_kwargs(args, train_dataset)
+        embedded = _is_embedded(train_dataset)
+        source = None if isinstance(model, nn.Module) else PolicySource.of(model, args, quantization_config)
+        if source is not None:
+            self._base_revision = source.commit
+            model, peft_config = source.load_policy(film_kwargs, peft_config, embedded, args.seed)
+            if kwargs.get("processing_class") is None:
+                kwargs["processing_class"] = source.load_tokenizer()
+            needs_reference = peft_config is None and (not args.precompute_ref_log_probs or is_fsdp_enabled())
+            if ref_model is None and needs_reference:
+                ref_model = source.load_reference(model)
         check_policy(model)
+        if source is None:
+            peft_config = complete_adapter(peft_config, model.config, embedded)
         if model.config.film_site == "lora" and not isinstance(model, PeftModel):
             check_gated_lora(peft_config)
         base_weights = None if peft_config is None else hash_base_weights(model)
         self._user_metrics = compute_metrics
-        super().__init__(
-            model,
-            ref_model=ref_model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            compute_metrics=self._compute_metrics,
-            peft_config=_with_np_modules(peft_config, self._base_revision),
-            **kwargs,
-        )
+        with used_init_kwargs(args, source):
+            super().__init__(
+                model,
+                ref_model=ref_model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                compute_metrics=self._compute_metrics,
+                peft_config=peft_config,
+                **kwargs,
+            )
         if isinstance(self.model, PeftModel):
             if base_weights is None:  # it came with an adapter
                 base_weights = hash_base_weights(self.model.get_base_model(), self.model.peft_config)
@@ -130,8 +148,6 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         upcast_np_parameters(self.model)
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
-        columns = self.train_dataset.column_names or []  # of an iterable dataset: tasks, whose contexts are embedded
-        embedded = isinstance(self.train_dataset, IterableDataset) or not set(EMBED_COLUMNS).isdisjoint(columns)
         config = self.accelerator.unwrap_model(self.model).config
         config.context_source = "columns" if embedded else "trunk"
         config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
@@ -166,16 +182,18 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
     def save_merged(self, output_dir: str, repo_id: str | None = None) -> None:
         """
         Save the policy with its adapter, if it has one, merged into it, and its code beside it: it loads in one line with
-        `AutoModelForCausalLM` and `trust_remote_code=True`. The adapter is used up, so this is for the end of training.
+        `AutoModelForCausalLM` and `trust_remote_code=True`. A copy is merged, in the memory of the CPU: the adapter stays.
 
         Args:
             output_dir (`str`):
-                Where model, tokenizer and model card go: another folder than that of the adapter.
+                Where model, tokenizer and model card go, when all of them are complete: another folder than that of the
+                adapter.
             repo_id (`str`, *optional*):
                 Name on the Hub of a repository that they are pushed to as well. It is made where it is absent.
 
         Raises:
-            `ValueError`: if there is an adapter in the folder, or the policy's own depends on the user.
+            `ValueError`: if there is an adapter or another model in the folder, or the policy's own adapter depends on the
+            user.
         """
         if Path(output_dir, "adapter_config.json").exists():
             raise ValueError(
@@ -187,20 +205,17 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             model.check_mergeable()
         if not self.is_world_process_zero():
             return
-        if isinstance(model, PeftModel):
-            model, self._is_merged = model.merge_and_unload(), True
-        model.save_pretrained(output_dir)
-        self.processing_class.save_pretrained(output_dir)
         named = {} if repo_id is None else {"source": repo_id, "model_name": repo_id.split("/")[-1]}
-        self._save_card(output_dir, kind="merged", **{"source": str(output_dir), **named})
+        with whole_model(output_dir, type(model.config).model_type) as folder:
+            merged = copy_to_cpu(model).merge_and_unload() if isinstance(model, PeftModel) else model
+            merged.save_pretrained(folder)
+            tokenizer_without_code(self.processing_class).save_pretrained(folder)
+            self._save_card(folder, kind="merged", **{"source": str(output_dir), **named})
         if repo_id is not None:
-            api = HfApi(token=self.args.hub_token)
-            api.create_repo(repo_id, private=self.args.hub_private_repo, exist_ok=True)
-            # what a training run leaves behind holds pickles, and a token among them
-            left_out = ["checkpoint-*", "*.bin", "*.pt", "*.pth"]
-            api.upload_folder(
-                repo_id=repo_id, folder_path=output_dir, commit_message="The merged policy", ignore_patterns=left_out
-            )
+            token = self.args.hub_token
+            HfApi(token=token).create_repo(repo_id, private=self.args.hub_private_repo, exist_ok=True)
+            names = files_to_share(output_dir, self.processing_class)
+            upload(output_dir, names, repo_id=repo_id, commit_message="The merged policy", token=token)
 
     def push_to_hub(self, *args, **kwargs):
         """
@@ -244,46 +259,72 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             settings["context encoder: started from"] = self._context_encoder_start
         return settings
 
-    # Override: what is left of a merged adapter is not to be taken for one.
-    def _save(self, output_dir=None, state_dict=None):
-        if self._is_merged:
-            raise ValueError(
-                "The adapter was merged by `save_merged`, and used up. Save and push it before you merge it."
-            )
-        super()._save(output_dir, state_dict)
-
     # Override: check the rows, and tokenise rows that are tasks already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        self._check_dataset(dataset, dataset_name)
         if isinstance(dataset, IterableDataset):
-            return dataset.map(
+            return check_tasks(dataset, dataset_name, ("prompt", *SIDES)).map(
                 self._tokenize_tasks,
                 fn_kwargs={"processing_class": processing_class, "args": args, "name": dataset_name},
                 batched=True,
                 batch_size=16,
             )
-        if "prompt_ids" in dataset.column_names:
+        if dataset._fingerprint in self._prepared:
             return dataset
-        dataset = self._select_users(dataset, args, dataset_name)
-        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        dataset = self._select_users(dataset, args, dataset_name, required=SIDES)
+        prepared = self._tokenize(dataset, processing_class, args, dataset_name)
+        ties = _check_tokens(prepared, args, dataset_name)
+        if ties:
+            logger.warning("Dropped %d pairs of the %s dataset that are ties in tokens.", len(ties), dataset_name)
+            kept = np.delete(np.arange(len(prepared)), ties)
+            prepared = self._select_by_counts(prepared.select(kept), args, dataset_name)
+        return self._remember(prepared)
+
+    def _read_rows(self, dataset: Dataset) -> PreferenceRows:
+        # of which pairs that are alike once truncated are one
+        return PreferenceRows(dataset, self.args.max_length, self.args.truncation_mode)
+
+    @cached_property
+    def _prepared(self) -> set[str]:
+        """Fingerprints of the datasets that this trainer prepared itself. Columns of the same names may be another's."""
+        return set()
+
+    def _remember(self, dataset: Dataset) -> Dataset:
+        self._prepared.add(dataset._fingerprint)
+        return dataset
+
+    def _tokenize(self, dataset: Dataset, processing_class, args, name: str) -> Dataset:
+        """Tokenise pairs with TRL's own preparation."""
+        if isinstance(dataset[0]["chosen"], str):
+            check_end_token(processing_class)
+        prepared = super()._prepare_dataset(dataset, processing_class, args, name)
         if len(prepared) < len(dataset):
             raise ValueError(
-                f"{len(dataset) - len(prepared)} of {len(dataset)} prompts of the {dataset_name} dataset fill "
+                f"{len(dataset) - len(prepared)} of {len(dataset)} prompts of the {name} dataset fill "
                 f"`max_length={args.max_length}` and leave no room for the completion. Raise `max_length`, shorten the "
                 'prompts, or set `truncation_mode="keep_end"`.'
             )
         return prepared
 
     def _tokenize_tasks(self, tasks: dict[str, list], processing_class, args, name: str) -> dict[str, list]:
-        """Tokenise the target pairs of a batch of tasks with TRL's own preparation."""
+        """Tokenise the target pairs of a batch of tasks."""
         pairs = [pair for target in tasks["target"] for pair in target]
+        if not pairs:
+            return tasks
         disable_progress_bars()
         try:
-            tokenized = iter(
-                super()._prepare_dataset(Dataset.from_list(pairs), processing_class, args, name).to_list()
-            )
+            prepared = self._tokenize(Dataset.from_list(pairs), processing_class, args, name)
         finally:
             enable_progress_bars()
-        return {**tasks, "target": [[next(tokenized) for _ in target] for target in tasks["target"]]}
+        ties = set(_check_tokens(prepared, args, name))
+        tokenized = iter(prepared.to_list())
+        targets = [[next(tokenized) for _ in target] for target in tasks["target"]]
+        if ties:
+            numbers = iter(range(len(pairs)))
+            targets = [[pair for pair in target if next(numbers) not in ties] for target in targets]
+        kept = [index for index, target in enumerate(targets) if target]
+        tasks = {**tasks, "target": targets}
+        return {key: [values[index] for index in kept] for key, values in tasks.items()}
 
     # Override: TRL's processes exchange reference log-probs by a file beside that of the dataset, and a dataset in memory
     # has none that they share.
@@ -294,11 +335,17 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                 dataset.save_to_disk(path)
             self.accelerator.wait_for_everyone()
             dataset = load_from_disk(path)
-        return super()._precompute_ref_logps(dataset, name, batch_size)
+        # by which TRL tells cached log-probs from those of another model, but not from those of other tokens
+        args, weights = self.args, self._precompute_model_hash
+        self._precompute_model_hash = (weights, args.max_length, args.truncation_mode, args.ld_alpha)
+        try:
+            return self._remember(super()._precompute_ref_logps(dataset, name, batch_size))
+        finally:
+            self._precompute_model_hash = weights
 
     def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
         if not set(EMBED_COLUMNS).isdisjoint(dataset.column_names):
-            return super()._with_embeddings(dataset, name)
+            return self._remember(super()._with_embeddings(dataset, name))
         model = self.accelerator.unwrap_model(self.model)
         if isinstance(model, PeftModel):
             check_trunk(model)
@@ -307,7 +354,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         embeds = self._embed_options(model, dataset, name)  # (rows, 2, H)
         for side, column in enumerate(EMBED_COLUMNS):
             dataset = dataset.add_column(column, list(embeds[:, side].numpy()))
-        return super()._with_embeddings(dataset, name)
+        return self._remember(super()._with_embeddings(dataset, name))
 
     @torch.no_grad()
     def _embed_options(self, model: nn.Module, dataset: Dataset, name: str) -> torch.Tensor:
@@ -385,6 +432,11 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
     def create_optimizer(self, model=None):
         if self.optimizer is not None:
             return super().create_optimizer(model)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                "All weights of `model` are frozen, so nothing would be trained. Load a saved adapter with "
+                "`load_policy(path, is_trainable=True)`."
+            )
         optimizer = super().create_optimizer(model)
         ours = {id(parameter) for parameter in np_parameters(self.model if model is None else model).values()}
         groups = []
@@ -397,39 +449,49 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         return optimizer
 
 
-def _create_model(
-    path: str, args: NPDPOConfig, train_dataset, quantization_config, peft_config: PeftConfig | None
-) -> PreTrainedModel:
-    """
-    Load the policy with the arguments that TRL would load it with, with the size of the embedding columns, and for the
-    adapter that it will get.
-    """
-    model_kwargs = dict(args.model_init_kwargs or {})
-    args.model_init_kwargs = None  # used up
-    model_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-    if quantization_config is not None:
-        model_kwargs["quantization_config"] = quantization_config
-    if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
-        model_kwargs["device_map"] = None
+def _is_embedded(dataset: Dataset | IterableDataset | None) -> bool:
+    """Whether options come embedded, as those of the contexts of a stream do."""
+    if not isinstance(dataset, Dataset):
+        return isinstance(dataset, IterableDataset)
+    return not set(EMBED_COLUMNS).isdisjoint(dataset.column_names)
+
+
+def _film_kwargs(args: NPDPOConfig, train_dataset) -> dict:
+    """Fields of the FiLM config, with the size of the embedding columns."""
     film_kwargs = dict(args.film_kwargs or {})
-    if isinstance(train_dataset, Dataset) and not set(EMBED_COLUMNS).isdisjoint(train_dataset.column_names):
+    if isinstance(train_dataset, Dataset) and _is_embedded(train_dataset):
         embed_size = check_embeddings(train_dataset, "train")
         film_kwargs["context_config"] = {"embed_size": embed_size, **film_kwargs.get("context_config", {})}
-    return create_policy(path, film_kwargs, peft_config, **model_kwargs)
+    return film_kwargs
+
+
+def _check_tokens(prepared: Dataset, args: NPDPOConfig, name: str) -> list[int]:
+    """
+    Check tokenised pairs, and find those that are ties in the tokens that are kept.
+
+    Raises:
+        `ValueError`: if nothing is left of a completion, or if there are ties that are not to be dropped.
+    """
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    table = prepared.select_columns(list(columns)).with_format("arrow")[:]
+    prompt, chosen, rejected = (pc.list_value_length(table[column]).to_numpy() for column in columns)
+    lengths = prompt + np.minimum(chosen, rejected)
+    is_cut = np.zeros(len(prepared), dtype=bool) if args.max_length is None else lengths >= args.max_length
+    ties = []
+    for index in np.flatnonzero(is_cut | (chosen == rejected) | (chosen == 0) | (rejected == 0)).tolist():
+        row = prepared[index]
+        options = [row["prompt_ids"] + row[f"{side}_ids"] for side in SIDES]
+        where = f"row {index} of the {name} dataset"
+        kept = truncate_pair(len(row["prompt_ids"]), *options, args.max_length, args.truncation_mode, where)
+        if kept[0] != kept[1]:
+            continue
+        if not args.drop_ties:
+            raise ValueError(describe_token_tie(kept, args.max_length, where))
+        ties.append(index)
+    return ties
 
 
 def _length_weights(completion_mask: torch.Tensor, ld_alpha: float) -> torch.Tensor:
     """Weight `ld_alpha` where a completion is longer than the other of its pair, else 1 (LD-DPO), `(2P, T)`."""
     shared = torch.stack(completion_mask.sum(dim=1).chunk(2)).amin(dim=0).repeat(2)  # (2P,)
     return torch.where(completion_mask.cumsum(dim=1) > shared.unsqueeze(1), ld_alpha, 1.0)
-
-
-def _with_np_modules(peft_config: PeftConfig | None, base_revision: str | None) -> PeftConfig | None:
-    """Train and save the context encoder and FiLM with the adapter."""
-    if peft_config is None:
-        return None
-    peft_config = copy.deepcopy(peft_config)
-    peft_config.revision = peft_config.revision or base_revision
-    peft_config.task_type = peft_config.task_type or TaskType.CAUSAL_LM
-    peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *NP_MODULES]))
-    return peft_config

@@ -1,6 +1,7 @@
 """NP-BTL training (Algorithm 1 of the paper) on TRL's reward trainer."""
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from trl import RewardTrainer
 
 from np_trl.data import ContextualCollator, EmbeddingTargets
 from np_trl.data.preference_rows import ID_COLUMNS
+from np_trl.data.task_stream import check_tasks
 from np_trl.models import NPRewardModel
 from np_trl.models.modeling_np_reward import NPRewardOutput
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
@@ -34,7 +36,7 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
     Train an [`NPRewardModel`] on the embedded choices of many users.
 
     Args:
-        model ([`NPRewardModel`] or `str`):
+        model ([`NPRewardModel`], `str` or `os.PathLike`):
             The reward model, or the path of one.
         args ([`NPRewardConfig`], *optional*):
             Training arguments.
@@ -45,6 +47,8 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
             The same, of other users. Evaluated at every N_C of `eval_num_contexts`, on pairs that are not in the context.
         compute_metrics (`Callable`, *optional*):
             Further metrics, of margins and conditions as in [`num_context_curve`].
+        processing_class (*optional*):
+            Not used: options come embedded. TRL's scripts pass one to every trainer.
         kwargs:
             Passed to [`~trl.RewardTrainer`].
 
@@ -60,15 +64,21 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
 
     def __init__(
         self,
-        model: NPRewardModel | str,
+        model: NPRewardModel | str | os.PathLike,
         args: NPRewardConfig | None = None,
         train_dataset=None,
         eval_dataset=None,
         compute_metrics=None,
+        processing_class=None,
         **kwargs,
     ):
+        if processing_class is not None:
+            logger.warning("`processing_class` is not used: the options of an NP-BTL model come embedded.")
+        if kwargs.get("data_collator") is not None:
+            raise ValueError("`data_collator` cannot be replaced: it draws the tasks of the users. Leave it out.")
         args = NPRewardConfig("NP-BTL") if args is None else args
-        model = NPRewardModel.from_pretrained(model) if isinstance(model, str) else model
+        self._check_arguments(args, NPRewardConfig)
+        model = model if isinstance(model, torch.nn.Module) else NPRewardModel.from_pretrained(os.fspath(model))
         self._user_metrics = compute_metrics
         self._option_ids = model.config.option_ids
         super().__init__(
@@ -126,8 +136,9 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
 
     # Override: options are embedded already.
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        self._check_dataset(dataset, dataset_name)
         if isinstance(dataset, IterableDataset):
-            return dataset
+            return check_tasks(dataset, dataset_name)
         missing = [column for column in ID_COLUMNS if column not in dataset.column_names]
         if self._option_ids and missing:
             logger.warning(

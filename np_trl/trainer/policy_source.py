@@ -37,8 +37,13 @@ class PolicySource:
         Read a path as TRL's trainers do. `args` stay unchanged.
 
         Raises:
+            `TypeError`: if it is no path.
             `ValueError`: if there are two configurations of a quantisation.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"`model` is a {type(path).__name__}, but must be the path of a base model or of a policy, or a model with FiLM."
+            )
         init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
         if quantization_config is not None:
             if "quantization_config" in init_kwargs:

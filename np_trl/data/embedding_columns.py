@@ -1,0 +1,150 @@
+"""Columns of embeddings, read as matrices, and what must hold of them."""
+
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+
+logger = logging.getLogger(__name__)
+
+EMBED_COLUMNS = ("chosen_embeds", "rejected_embeds")
+
+# beyond it a sum or a difference of two values may be infinite in float32
+LARGEST_VALUE = 1e37
+# by how much two embeddings of one text may differ, as a share of their length: float16 and other batches differ by less
+_TOLERANCE = 0.02
+_NUM_DIRECTIONS = 8
+
+
+def to_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Turn a column of lists of one length into a matrix, without a copy where there is one chunk."""
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), -1)
+
+
+def read_matrix(column: pa.ChunkedArray, name: str, where: str, start: int = 0) -> np.ndarray:
+    """
+    Read embeddings that are not known to be well.
+
+    Args:
+        column (`pa.ChunkedArray`):
+            The rows, or a part of them.
+        name (`str`), where (`str`):
+            What to call the column and what it is in, such as `"chosen_embeds"` and `"the train dataset"`, in an error.
+        start (`int`, *optional*, defaults to 0):
+            The number of its first row.
+
+    Returns:
+        `np.ndarray` of shape `(rows, E)`.
+
+    Raises:
+        `ValueError`: if a row is no list of numbers, is of another size than the others, or holds a value that is not finite
+        or too large for float32.
+    """
+    values = column.combine_chunks()
+    _check_type(values.type, name, where)
+    if values.null_count:
+        raise ValueError(
+            f"`{name}` of row {start + _first(values.is_null())} of {where} is null. Drop the row or embed it again."
+        )
+    sizes = np.unique(pc.list_value_length(values).to_numpy(zero_copy_only=False))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{where[0].upper()}{where[1:]} holds embeddings of sizes {sizes.tolist()} (`{name}`, rows {start} to "
+            f"{start + len(values) - 1}), but all must have one size. Embed all options with the same embedder."
+        )
+    if sizes.tolist() == [0]:
+        raise ValueError(f"`{name}` of {where} holds embeddings of size 0. Embed the options again.")
+    flat = values.flatten()
+    if flat.null_count:
+        row = start + _first(flat.is_null()) // int(sizes[0])
+        raise ValueError(f"`{name}` of row {row} of {where} holds None in a list. Drop the row or embed it again.")
+    matrix = flat.to_numpy(zero_copy_only=False).reshape(len(values), -1)
+    _check_values(matrix, name, where, start)
+    return matrix
+
+
+def warn_of_two_embeddings(dataset: Dataset, codes: np.ndarray, name: str) -> None:
+    """
+    Warn where one option has embeddings that differ: they are of two embedders, or of rows that were mixed up.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with checked embedding columns.
+        codes (`np.ndarray` of shape `(rows, 2)`):
+            A number for each distinct option, chosen and rejected.
+        name (`str`):
+            What to call the dataset in the log.
+    """
+    recurs = np.bincount(codes.ravel())[codes] > 1
+    rows = np.flatnonzero(recurs.any(axis=1))
+    if len(rows) == 0:
+        return
+    codes, sketches = codes[rows], _sketch(dataset.select(rows).select_columns(list(EMBED_COLUMNS)))
+    _, first, group = np.unique(codes, return_index=True, return_inverse=True)
+    first = first[group.reshape(codes.shape)]  # (rows, 2): where the option occurs first
+    flat = sketches.reshape(-1, sketches.shape[-1])
+    distances = np.sqrt(np.square(sketches - flat[first]).mean(axis=-1))
+    lengths = np.sqrt(np.square(flat).mean(axis=-1))
+    differs = distances > _TOLERANCE * np.maximum(lengths.reshape(codes.shape), lengths[first])
+    if differs.any():
+        row, side = np.argwhere(differs)[0]
+        logger.warning(
+            "%d options of the %s dataset have another embedding than the same text has elsewhere, such as the %s one of "
+            "row %d, which row %d has too. Embed each text once, with one embedder.",
+            differs.sum(), name, ("chosen", "rejected")[side], rows[row], rows[first[row, side] // 2],
+        )  # fmt: skip
+
+
+def _sketch(dataset: Dataset) -> np.ndarray:
+    """
+    The embeddings projected on a few random directions, `(rows, 2, directions)`: distances, but for a factor, in little
+    memory.
+    """
+    sketches, directions = [], None
+    for batch in dataset.with_format("arrow").iter(batch_size=4096):
+        embeds = np.stack([to_matrix(batch.column(column)) for column in EMBED_COLUMNS], axis=1).astype(np.float64)
+        if directions is None:
+            directions = np.random.default_rng(0).standard_normal((embeds.shape[-1], _NUM_DIRECTIONS))
+        sketches.append(embeds @ directions)
+    return np.concatenate(sketches)
+
+
+def _check_type(kind: pa.DataType, name: str, where: str) -> None:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    if not is_list or not any(is_kind(kind.value_type) for is_kind in numbers):
+        raise ValueError(
+            f"`{name}` of {where} is of the type {kind}, but each row must be one list of numbers, such as [0.1, 0.2]. Give "
+            "the embeddings as such; CSV files cannot hold lists, so save them as parquet or JSON lines."
+        )
+
+
+def _check_values(matrix: np.ndarray, name: str, where: str, start: int) -> None:
+    # of all at once first, which is much faster than row by row; NaN is in no range
+    if matrix.dtype.kind != "f" or -LARGEST_VALUE <= float(matrix.min()) <= float(matrix.max()) <= LARGEST_VALUE:
+        return
+    largest = np.abs(matrix).max(axis=1).astype(np.float64)  # NaN where there is one
+    finite = largest <= np.finfo(np.float32).max
+    if not finite.all():
+        raise ValueError(
+            f"`{name}` of row {start + int(np.argmin(finite))} of {where} holds NaN or infinite values. Drop the row or embed "
+            "it again (a float16 embedder may overflow)."
+        )
+    row = int(np.argmax(largest))
+    raise ValueError(describe_too_large(f"`{name}` of row {start + row} of {where}", largest[row]))
+
+
+def describe_too_large(what: str, value: float) -> str:
+    """The message about an embedding with a value that float32 cannot compute with."""
+    return (
+        f"{what} holds a value of size {value:.3g}, but float32 computes with values up to {LARGEST_VALUE:.0e}. Scale the "
+        "embeddings down, or drop the pair."
+    )
+
+
+def _first(mask: pa.Array) -> int:
+    return int(np.argmax(mask.to_numpy(zero_copy_only=False)))
