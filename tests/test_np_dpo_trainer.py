@@ -461,7 +461,7 @@ def test_an_adapter_that_leaves_film_out_is_refused(tmp_path):
 
 def test_lora_in_the_trunk_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"reaches `layers.0`, but `context_layer=1`.*layers_to_transform=list\(range\(1, 3\)\)"
+        ValueError, match=r"reaches `layers.0` .*, but `context_layer=1`.*layers_to_transform=list\(range\(1, 3\)\)"
     ):
         build(tmp_path, peft_config=lora(layers_to_transform=None))
     build(tmp_path, with_embeddings(style_rows()), peft_config=lora(layers_to_transform=None))  # no trunk is used

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -176,10 +177,26 @@ def test_streams_are_evaluated_beside_datasets(tmp_path):
 def test_a_streamed_pair_that_is_not_finite_is_named(tmp_path, row, part, value):
     columns = embedded_rows().to_dict()
     columns["rejected_embeds"][row][1] = value
-    trainer = build(tmp_path, train_dataset=task_rows(Dataset.from_dict(columns)), max_steps=3)
     name = rf"`rejected_embeds` of pair \d in the {part} of user 1 holds NaN or infinite values. Drop the pair"
-    with pytest.raises(ValueError, match=name):
+    stream = task_rows(Dataset.from_dict(columns))
+    with pytest.raises(ValueError, match=name):  # where the statistics are taken
+        build(tmp_path, train_dataset=stream, max_steps=3)
+    model = build(tmp_path / "other", train_dataset=task_rows(embedded_rows())).model
+    trainer = build(tmp_path, model=model, train_dataset=stream, max_steps=3)
+    with pytest.raises(ValueError, match=name):  # where they are there already
         trainer.train()
+
+
+def test_a_stream_is_standardised_as_rows_are(tmp_path):
+    columns = embedded_rows().to_dict()
+    for name in ("chosen_embeds", "rejected_embeds"):
+        columns[name] = (1e4 * np.array(columns[name]) + 1e3).tolist()
+    rows = Dataset.from_dict(columns)
+    of_rows, of_stream = (build(tmp_path, train_dataset=dataset).model for dataset in (rows, task_rows(rows)))
+    assert of_rows.standardizer.is_fitted
+    for name, values in of_rows.state_dict().items():
+        if "standardizer" in name:
+            torch.testing.assert_close(of_stream.state_dict()[name], values)
 
 
 def test_dropout_is_not_switched_off_in_silence(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .context_encoder import ContextEncoder
+from .film_generation import FiLMGenerationMixin
 from .hypernetwork import Hypernetwork
 from .layers import pool_tokens
 from .lora_gate import LayerGates, LoRAGate
@@ -19,9 +20,6 @@ from .weights import WholeWeightsMixin
 
 
 NP_MODULES = ("context_encoder", "film")  # what a policy has beside a plain decoder
-
-# arguments of `generate` that say for whom is written
-_CONDITIONS = ("latents", "context_embeds", "context_mask", "context_index", "users", "film")
 
 
 class FiLM(Hypernetwork):
@@ -264,7 +262,7 @@ def _check_rows(film: torch.Tensor, batch_size: int) -> None:
         )
 
 
-class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
+class FiLMForCausalLMMixin(FiLMGenerationMixin, TextContextMixin, FiLMInitMixin):
     """
     Mix into a causal LM. The class names its backbone, one with [`FiLMModelMixin`], in `model_class`.
 
@@ -298,7 +296,7 @@ class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
     ):
         """
         Run the language model for the users given by `latents` or by a context ([`FiLMModelMixin.forward`]), or by `users`
-        as in [`FiLMForCausalLMMixin.generate`].
+        as in [`FiLMGenerationMixin.generate`].
         """
         conditions = {
             "latents": latents if users is None else stack_latents(users, self),
@@ -308,58 +306,6 @@ class FiLMForCausalLMMixin(TextContextMixin, FiLMInitMixin):
             "film": film,
         }
         return super().forward(input_ids, attention_mask, *args, logits_to_keep=logits_to_keep, **conditions, **kwargs)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        *args,
-        latents: torch.Tensor | None = None,
-        context_embeds: torch.Tensor | None = None,
-        context_mask: torch.Tensor | None = None,
-        context_index: torch.LongTensor | None = None,
-        users: list | None = None,
-        film: torch.Tensor | None = None,
-        **kwargs,
-    ):
-        """
-        Generate for the users given by `latents` or by a context ([`FiLMModelMixin.forward`]), one user a prompt; or by
-        `users`: latents of shape `(1, Z)`, or objects that have such `latents`.
-
-        Everything else is [`~transformers.GenerationMixin.generate`]. The modulation is computed once, not for every token.
-        An assistant model drafts without the user; what is written is the policy's own, for the user.
-
-        Raises:
-            `ValueError`: if latents are not those of this model, or the paged cache is asked for, which knows no users.
-        """
-        if film is None:  # else a draft by the policy itself, with early exit
-            latents = latents if users is None else stack_latents(users, self)
-            film = self.model.infer_film(latents, context_embeds, context_mask, context_index)
-        return super().generate(*args, **kwargs, film=film)
-
-    # Override: continuous batching packs the prompts of several users into one row, without what was passed of them.
-    def generate_batch(self, *args, **kwargs):
-        """
-        Generate for nobody by continuous batching: [`~transformers.generation.ContinuousMixin.generate_batch`].
-
-        Raises:
-            `ValueError`: if users are given.
-        """
-        conditions = {name: kwargs.pop(name, None) for name in _CONDITIONS}
-        given = [name for name, value in conditions.items() if value is not None]
-        if given:
-            raise ValueError(
-                f"Continuous batching (`generate_batch`, the paged cache) would write for nobody, but {given} are given. Use "
-                "`generate`, or export the users (`np_trl.export_adapter`, `np_trl.export_model`)."
-            )
-        return super().generate_batch(*args, **kwargs)
-
-    # Override: an assistant does not know the user, and its modulation is not the policy's.
-    def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model=None, **kwargs):
-        if assistant_model is not None and assistant_model is not self:
-            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _CONDITIONS}
-        return super()._get_candidate_generator(
-            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
-        )
 
     def infer_latents(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> torch.Tensor:
         """Infer latents `(U, Z)` from context sets: [`ContextEncoder.forward`]."""

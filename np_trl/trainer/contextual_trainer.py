@@ -146,7 +146,7 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
     def _read_embeddings(self, max_rows: int) -> Iterator[torch.Tensor]:
         """Embeddings of the training set, `(N, E)` at a time: of rows spread over all, or of the first tasks of a stream."""
         if isinstance(self.train_dataset, IterableDataset):
-            yield from stream_embeddings(self.train_dataset, max_rows)
+            yield from stream_embeddings(self.train_dataset, max_rows // 10)  # which may come from afar
             return
         rows = PreferenceRows(self.train_dataset)
         indices = range(0, len(self.train_dataset), -(-len(self.train_dataset) // max_rows))

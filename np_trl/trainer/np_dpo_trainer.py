@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars, load_from_disk
 from huggingface_hub import HfApi
@@ -24,7 +23,7 @@ from np_trl.data.validation import check_embeddings
 from np_trl.models import ContextEncoder
 from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
-from np_trl.models.text_context import check_end_token, describe_token_tie, truncate_pair
+from np_trl.models.text_context import check_end_token
 from np_trl.models.texts import SIDES
 from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
@@ -36,6 +35,7 @@ from np_trl.trainer.policy import check_policy, np_parameters, upcast_np_paramet
 from np_trl.trainer.policy_source import PolicySource, used_init_kwargs
 from np_trl.trainer.reference_log_probs import ReferenceLogProbs
 from np_trl.trainer.sharing_trainer import copy_to_cpu, whole_model
+from np_trl.trainer.token_ties import find_token_ties
 from np_trl.trainer.trunk import check_trunk, freeze_trunk
 from np_trl.trainer.uploads import files_to_share, upload
 
@@ -273,7 +273,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             return dataset
         dataset = self._select_users(dataset, args, dataset_name, required=SIDES)
         prepared = self._tokenize(dataset, processing_class, args, dataset_name)
-        ties = _check_tokens(prepared, args, dataset_name)
+        ties = find_token_ties(prepared, args, dataset_name)
         if ties:
             logger.warning("Dropped %d pairs of the %s dataset that are ties in tokens.", len(ties), dataset_name)
             kept = np.delete(np.arange(len(prepared)), ties)
@@ -316,7 +316,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             prepared = self._tokenize(Dataset.from_list(pairs), processing_class, args, name)
         finally:
             enable_progress_bars()
-        ties = set(_check_tokens(prepared, args, name))
+        ties = set(find_token_ties(prepared, args, name))
         tokenized = iter(prepared.to_list())
         targets = [[next(tokenized) for _ in target] for target in tasks["target"]]
         if ties:
@@ -463,32 +463,6 @@ def _film_kwargs(args: NPDPOConfig, train_dataset) -> dict:
         embed_size = check_embeddings(train_dataset, "train")
         film_kwargs["context_config"] = {"embed_size": embed_size, **film_kwargs.get("context_config", {})}
     return film_kwargs
-
-
-def _check_tokens(prepared: Dataset, args: NPDPOConfig, name: str) -> list[int]:
-    """
-    Check tokenised pairs, and find those that are ties in the tokens that are kept.
-
-    Raises:
-        `ValueError`: if nothing is left of a completion, or if there are ties that are not to be dropped.
-    """
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    table = prepared.select_columns(list(columns)).with_format("arrow")[:]
-    prompt, chosen, rejected = (pc.list_value_length(table[column]).to_numpy() for column in columns)
-    lengths = prompt + np.minimum(chosen, rejected)
-    is_cut = np.zeros(len(prepared), dtype=bool) if args.max_length is None else lengths >= args.max_length
-    ties = []
-    for index in np.flatnonzero(is_cut | (chosen == rejected) | (chosen == 0) | (rejected == 0)).tolist():
-        row = prepared[index]
-        options = [row["prompt_ids"] + row[f"{side}_ids"] for side in SIDES]
-        where = f"row {index} of the {name} dataset"
-        kept = truncate_pair(len(row["prompt_ids"]), *options, args.max_length, args.truncation_mode, where)
-        if kept[0] != kept[1]:
-            continue
-        if not args.drop_ties:
-            raise ValueError(describe_token_tie(kept, args.max_length, where))
-        ties.append(index)
-    return ties
 
 
 def _length_weights(completion_mask: torch.Tensor, ld_alpha: float) -> torch.Tensor:

@@ -24,6 +24,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from np_trl import NPDPOTrainer, NPRewardTrainer
+from np_trl.models.layers import Standardizer
 from np_trl.trainer.checkpoints import is_sealed, last_whole_checkpoint
 from tests.testing_utils import (
     dpo_config,
@@ -83,6 +84,15 @@ def stream(is_finite: bool):
     return task_rows(Dataset.from_dict(rows))
 
 
+def reward_model():
+    """A model with statistics of embeddings: a trainer would read the whole stream for them, the broken pair among it."""
+    model = tiny_reward_model()
+    for module in model.modules():
+        if isinstance(module, Standardizer):
+            module.fit([torch.tensor(embedded_rows()["chosen_embeds"][:])])
+    return model
+
+
 def build(case: str, folder: Path, max_steps: int, callbacks=()):
     torch.manual_seed(0)
     options = {"max_steps": max_steps, "save_strategy": "steps", "save_steps": SAVE_STEPS, "save_total_limit": 2}
@@ -91,7 +101,7 @@ def build(case: str, folder: Path, max_steps: int, callbacks=()):
             options["ddp_backend"] = "gloo"
         is_finite = case != "not_finite"
         return NPRewardTrainer(
-            tiny_reward_model(),
+            reward_model(),
             args=reward_config(folder, **options),
             train_dataset=embedded_rows(num_users=16) if case == "reward" else stream(is_finite),
             callbacks=list(callbacks),
