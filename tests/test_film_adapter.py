@@ -7,10 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from np_trl import FiLMGemmaForCausalLM, NPDPOTrainer, load_policy
 from np_trl.models.checkpoint_format import FORMAT_VERSION
 from np_trl.models.configuration_film import LATER_FIELDS
+from np_trl.trainer import film_adapter
+from np_trl.trainer.adapter_file import LATER_RECORDS
 from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
 from np_trl.trainer.policy import POLICIES
 
@@ -253,9 +256,223 @@ def test_pickles_are_not_saved(trainer, tmp_path):
     assert not (tmp_path / "pickle").exists()
 
 
-def test_a_merged_adapter_is_used_up(trainer, tmp_path):
+def test_an_adapter_stays_when_it_is_merged(trainer, tmp_path):
     with pytest.raises(ValueError, match="holds an adapter, and whoever loads it would get that"):
         trainer.save_merged(str(tmp_path / "adapter"))
+    logits = trainer.model.eval()(TOKENS, **USERS).logits
     trainer.save_merged(str(tmp_path / "merged"))
-    with pytest.raises(ValueError, match="was merged by `save_merged`, and used up"):
-        trainer.save_model(tmp_path / "late")
+    trainer.save_model(tmp_path / "late")
+    assert torch.equal(load_policy(str(tmp_path / "late")).eval()(TOKENS, **USERS).logits, logits)
+
+
+def train(base, out, peft_config=None, tokenizer=None, **kwargs) -> NPDPOTrainer:
+    trainer = NPDPOTrainer(
+        base,
+        args=dpo_config(out, **kwargs),
+        train_dataset=style_rows(8),
+        processing_class=tiny_tokenizer() if tokenizer is None else tokenizer,
+        peft_config=peft_config,
+    )
+    trainer.train()
+    return trainer
+
+
+class Stopped(Exception):
+    """What stops a process."""
+
+
+def stop(*args):
+    raise Stopped
+
+
+def stop_at(monkeypatch, call: int) -> None:
+    """Stop the process at one of the moves by which an adapter gets its place."""
+    calls = []
+
+    def replace(*args):
+        calls.append(args)
+        if len(calls) > call:
+            raise Stopped
+        shutil.move(*args)
+
+    monkeypatch.setattr(film_adapter.os, "replace", replace)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_an_adapter_that_is_not_saved_to_its_end_is_never_taken_for_a_plain_one(
+    trainer, tmp_path, monkeypatch, is_new
+):
+    folder = tmp_path / ("new" if is_new else "adapter")
+    for name in ("model.layers.1.self_attn.q_proj.lora_B.default", "model.film.modules_to_save.default"):
+        torch.nn.init.normal_(dict(trainer.model.base_model.model.named_parameters())[f"{name}.weight"])
+    with monkeypatch.context() as patch:
+        patch.setattr(FiLMPeftModel, "_mark", stop)
+        with pytest.raises(Stopped):
+            trainer.model.save_pretrained(folder)
+    for call in (None, 0, 1):
+        if call is not None:
+            with monkeypatch.context() as patch:
+                stop_at(patch, call)
+                with pytest.raises(Stopped):
+                    trainer.model.save_pretrained(folder)
+        with pytest.raises((KeyError, ValueError), match="adapter_config.json|adapter with FiLM: load it with np_trl"):
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), str(folder))
+        if call is None and not is_new:
+            load_policy(str(folder))  # what was there before
+        else:
+            with pytest.raises(OSError, match="holds neither an adapter .* it was not saved to its end"):
+                load_policy(str(folder))
+    trainer.model.save_pretrained(folder)
+    logits = trainer.model.eval()(TOKENS, **USERS).logits
+    assert torch.equal(load_policy(str(folder)).eval()(TOKENS, **USERS).logits, logits)
+    assert not list(folder.glob(".np_trl_*"))
+
+
+def test_weights_of_another_save_are_found_out(trainer, tmp_path):
+    torch.nn.init.normal_(
+        dict(trainer.model.named_parameters())["base_model.model.model.film.modules_to_save.default.weight"]
+    )
+    trainer.save_model(tmp_path / "later")
+    shutil.copy(tmp_path / "later" / "adapter_model.safetensors", tmp_path / "adapter")
+    with pytest.raises(OSError, match="not those that its `adapter_config.json` was saved with"):
+        load_policy(str(tmp_path / "adapter"))
+    content = bytearray((tmp_path / "later" / "adapter_model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "later" / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(OSError, match="was replaced or damaged"):
+        load_policy(str(tmp_path / "later"))
+
+
+def test_an_adapter_ends_where_it_was_trained_to(tmp_path, caplog):
+    base = tiny_base(tmp_path / "base", "qwen2", eos_token_id=3, pad_token_id=None, bos_token_id=None)
+    trainer = train(base, tmp_path / "out", lora())
+    assert tiny_tokenizer().eos_token_id == 1
+    trainer.model.generation_config.repetition_penalty = 1.5
+    trainer.save_model(tmp_path / "adapter")
+    caplog.clear()
+    loaded = load_policy(str(tmp_path / "adapter"))
+    assert not [record for record in caplog.records if record.name.startswith("np_trl")]  # of a pad token, for one
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        assert getattr(loaded.config, name) == getattr(trainer.model.config, name)
+    assert loaded.generation_config.to_dict() == trainer.model.generation_config.to_dict()
+    assert 1 in loaded.generation_config.eos_token_id and loaded.generation_config.repetition_penalty == 1.5
+
+
+@pytest.mark.parametrize("architecture, is_tied", [("gemma", True), ("llama", False)])
+def test_added_tokens_come_back(tmp_path, architecture, is_tied):
+    base = tiny_base(tmp_path / "base", architecture, tie_word_embeddings=is_tied)
+    policy = POLICIES[architecture].from_pretrained(base, context_config=CONTEXT_CONFIG)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<u1>", "<u2>"])
+    policy.resize_token_embeddings(len(tokenizer))
+    trainer = train(policy, tmp_path / "out", lora(), tokenizer)
+    trainer.save_model(tmp_path / "adapter")
+    tokens = torch.tensor([[5, 6, len(tokenizer) - 1]])
+    logits = trainer.model.eval()(tokens).logits
+    assert torch.equal(load_policy(str(tmp_path / "adapter")).eval()(tokens).logits, logits)
+    randomise(tmp_path / "base") if is_tied else shutil.rmtree(tmp_path / "base")
+    with pytest.raises((ValueError, OSError), match="4 of 5 parts differ|is not a local folder|Repo id"):
+        load_policy(str(tmp_path / "adapter"))
+
+
+def test_the_reference_of_an_adapter_that_was_trained_further_goes_with_it(tmp_path):
+    film = {"context_config": CONTEXT_CONFIG, "film_site": "lora"}
+    first = train(tiny_base(tmp_path / "base"), tmp_path / "out", lora(), film_kwargs=film)
+    first.save_model(tmp_path / "first")
+    start = load_policy(str(tmp_path / "first")).eval()(TOKENS).logits
+    for name in ("second", "third"):  # the third time there is a reference already, which makes way
+        policy = load_policy(str(tmp_path / "first"))
+        policy.set_adapter("default")
+        trainer = train(policy, tmp_path / "out", learning_rate=1e-1)
+        trainer.save_model(tmp_path / name)
+        loaded = load_policy(str(tmp_path / name)).eval()
+        assert loaded.active_adapter == "default" and not any(weight.requires_grad for weight in loaded.parameters())
+        assert torch.equal(loaded(TOKENS, **USERS).logits, trainer.model.eval()(TOKENS, **USERS).logits)
+        assert not torch.equal(loaded(TOKENS).logits, start)
+        loaded.set_adapter("ref")
+        assert torch.equal(loaded(TOKENS).logits, start)
+        loaded.save_pretrained(tmp_path / "first")  # with its reference
+        start = load_policy(str(tmp_path / "first")).eval()(TOKENS).logits
+    first.save_model(tmp_path / "third")  # in the folder of an earlier run, whose reference is none of this one's
+    assert list(load_policy(str(tmp_path / "third")).peft_config) == ["default"]
+
+
+RECORDS = {
+    "format_version": ["9", None, 1.0, True],
+    "base_weights": [None, {}, [], {"norm": 5}],
+    "base_config": [None, [1]],
+    "peft_type": [None, 5, "NOTHING", "PROMPT_TUNING", "XLORA"],
+    "film_site": ["evil", None],
+    "num_gates": ["x"],
+    "context_layer": [10**9, "1", None],
+    "context_config": ["x", {"latent_size": 10**9}, {"latent_size": "x"}, {"embed_size": 32, "hidden_size": 10**10}],
+    "dpo_beta": ["x", None],
+    "generation_config": [None, [1]],
+    "tokens": [None, {"eos_token_id": "x"}, {"hidden_size": 5}],
+    "reference": ["../other", 5],
+    "base_dtypes": ["torch.float16"],
+}
+
+
+def test_records_that_no_adapter_has_are_refused(trainer, tmp_path):
+    file = tmp_path / "adapter" / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    for field, values in RECORDS.items():
+        for value in values:
+            file.write_text(json.dumps({**saved, "film": {**saved["film"], field: value}}))
+            with pytest.raises(ValueError, match=field if value not in ("PROMPT_TUNING", "XLORA") else value):
+                load_policy(str(tmp_path / "adapter"))
+    for fields in (
+        {"r": "4"},
+        {"r": 10**9},
+        {"r": None},
+        {"lora_alpha": "x"},
+        {"rank_pattern": {"q_proj": 10**9}},
+        {"film": [1]},
+    ):
+        file.write_text(json.dumps({**saved, **fields}))
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            load_policy(str(tmp_path / "adapter"))
+    for content in ("", "[]", '{"film"', "[" * 100_000, "null"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="`adapter_config.json` in .*adapter'"):
+            load_policy(str(tmp_path / "adapter"))
+
+
+def test_weights_that_no_adapter_has_are_refused(trainer, tmp_path):
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    edits = {
+        "NaN or infinite values": lambda weight: weight * torch.nan,
+        "torch.int8": lambda weight: weight.to(torch.int8),
+        "torch.complex64": lambda weight: weight.to(torch.complex64),
+        "has the shape": lambda weight: weight.new_zeros(3),
+    }
+    for message, edit in edits.items():
+        for part in ("film.weight", "context_encoder.empty_set", "layers.2.self_attn.q_proj.lora_B"):
+            save_file({name: edit(weight) if part in name else weight for name, weight in weights.items()}, file)
+            expected = "does not fit" if (message, part[:6]) == ("has the shape", "layers") else message
+            with pytest.raises(ValueError, match=expected):
+                load_policy(str(tmp_path / "adapter"))
+
+
+def test_a_base_that_nobody_can_compare_is_warned_of_where_it_could_not_be(trainer, tmp_path, caplog):
+    none = dict.fromkeys(hash_base_weights(trainer.model.get_base_model(), ["default"]))
+    edit(tmp_path / "adapter", "film", base_weights=none)
+    with pytest.raises(ValueError, match=r"no hash of its base's weights, though they were \['torch.float32'\]"):
+        load_policy(str(tmp_path / "adapter"))
+    edit(tmp_path / "adapter", "film", base_dtypes=["torch.float16"])
+    load_policy(str(tmp_path / "adapter"))
+    assert "5 of 5 parts of" in caplog.text
+
+
+def test_adapters_of_np_trl_0_1_are_still_read(trainer, tmp_path, caplog):
+    logits = trainer.model.eval()(TOKENS, **USERS).logits
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for field in LATER_RECORDS:
+        del config["film"][field]
+    config["film"]["base_config"] |= {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 7}
+    file.write_text(json.dumps(config))
+    assert torch.equal(load_policy(str(tmp_path / "adapter")).eval()(TOKENS, **USERS).logits, logits)
+    assert not [record for record in caplog.records if record.name.startswith("np_trl")]

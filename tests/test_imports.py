@@ -60,7 +60,9 @@ def test_the_words_of_pairs_and_the_files_import_the_standard_library_alone():
 
 
 SHELF = sorted((PACKAGE / "models").glob("*.py"))
-HARMLESS = {"collections.abc", "dataclasses", "functools", "hashlib", "json", "threading"}
+HARMLESS = {
+    "collections.abc", "contextlib", "dataclasses", "functools", "hashlib", "json", "pathlib", "tempfile", "threading"
+}  # fmt: skip
 FORBIDDEN_NAMES = {
     "exec", "eval", "compile", "__import__", "import_module", "open", "globals", "setattr",
     "system", "popen", "subprocess", "pickle", "socket", "urlopen", "requests", "httpx",
@@ -113,11 +115,10 @@ def test_forbidden_names_are_found(code, name):
     assert not forbidden_names("model.eval()")
 
 
-def test_importing_the_package_is_lazy_and_fast():
+def test_importing_the_package_imports_no_other():
     code = (
-        "import sys, time; start = time.perf_counter(); import np_trl; seconds = time.perf_counter() - start\n"
-        "assert seconds < 0.3, seconds\n"
-        "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)\n"
+        "import sys; before = set(sys.modules); import np_trl; after = set(sys.modules) - before\n"
+        "assert {name for name in after if name.partition('.')[0] not in sys.stdlib_module_names} == {'np_trl'}, after\n"
         "assert 'NPDPOTrainer' in dir(np_trl)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

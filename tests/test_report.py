@@ -20,3 +20,16 @@ def test_a_report_says_what_it_takes_to_measure_again(tmp_path):
     assert report["figures"] == {"ratio": 1.5} and report["seed"] == 3
     assert report["command"].startswith("python ") and {"torch", "trl"} <= report["versions"].keys()
     assert report["machine"].keys() == {"cpu", "threads", "gpu"}
+
+
+def test_a_report_that_is_not_written_to_its_end_leaves_the_former_one(tmp_path, monkeypatch):
+    save_report(tmp_path / "report.json", {"ratio": 1.5})
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("np_trl.files.os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_report(tmp_path / "report.json", {"ratio": 2.5})
+    assert json.loads((tmp_path / "report.json").read_text())["figures"] == {"ratio": 1.5}
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

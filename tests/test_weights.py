@@ -1,6 +1,7 @@
 """A model is loaded whole, from safetensors, by code that knows it, or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,125 @@ for name, message in (
 """,
         tmp_path,
     )
+
+
+NAMES = [
+    "weights.bin", "../other/model.safetensors", "/other/model.safetensors", "a/b.safetensors", "a\\b.safetensors", 5
+]  # fmt: skip
+
+
+def test_an_index_names_nothing_but_safetensors_beside_it(saved):
+    folder, _ = saved
+    weights = load_file(folder / "model.safetensors")
+    shutil.move(folder / "model.safetensors", folder / "b.safetensors")
+    torch.save(weights, folder / "weights.bin")
+    for name in NAMES:
+        index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, name)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert_refused(saved, ValueError, "are to be read from .*may name `.safetensors` files beside it alone")
+
+
+def test_files_that_say_nothing_are_refused_by_name(saved):
+    folder, (load, *_) = saved
+    config = (folder / "config.json").read_text()
+    for content in ("", "[]", "[" * 100_000):
+        (folder / "config.json").write_text(content)
+        with pytest.raises((OSError, ValueError), match="config.json"):
+            load(str(folder))
+    (folder / "config.json").write_text(config)
+    shutil.move(folder / "model.safetensors", folder / "model-1.safetensors")
+    for content in ("", "[]", '{"metadata": {}}', '{"weight_map": [1]}', "[" * 100_000):
+        (folder / "model.safetensors.index.json").write_text(content)
+        with pytest.raises((OSError, ValueError), match="model.safetensors.index.json|are to be read from"):
+            load(str(folder))
+
+
+def test_sizes_that_the_weights_do_not_have_are_refused_before_they_are_made(saved):
+    folder, loaders = saved
+    context = json.loads((folder / "config.json").read_text())["context_config"]
+    edit_config(folder, context_config={**context, "latent_size": 10**9})
+    assert_refused(saved, ValueError, "have other shapes than its configuration says")
+    edit_config(folder, context_config={**context, "latent_size": "x"})
+    with pytest.raises(ValueError, match="The configuration of .* is wrong: .*latent_size"):
+        loaders[0](str(folder))
+
+
+def test_weights_that_are_not_finite_are_refused(saved):
+    def spoil(weights):
+        (name,) = (name for name in weights if name.endswith("context_encoder.empty_set"))
+        weights[name][3] = torch.inf
+
+    edit_weights(saved[0], spoil)
+    assert_refused(saved, ValueError, "empty_set' of .* has NaN or infinite values")
+
+
+class Stopped(Exception):
+    """What stops a process."""
+
+
+@pytest.mark.parametrize("shards", ["one", "several"])
+@pytest.mark.parametrize("new", ["other weights", "another model"])
+def test_a_save_that_is_stopped_leaves_a_whole_model_or_none(tmp_path, monkeypatch, shards, new):
+    replace, size = Path.replace, {"one": "1GB", "several": "8KB"}[shards]
+
+    def value(model) -> float:
+        return float(model.head.shared.weight.flatten()[0])
+
+    def model(value: float, **kwargs) -> NPRewardModel:
+        model = tiny_reward_model(**kwargs)
+        for weight in model.parameters():
+            torch.nn.init.constant_(weight, value)
+        return model
+
+    other = {"context_config": {**CONTEXT_CONFIG, "pooling": "mean"}} if new == "another model" else {}
+    outcomes = []
+    for last in range(20):  # it stops at each of the moves in turn
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        model(1.0).save_pretrained(tmp_path / "model", max_shard_size=size)
+        moves = iter(range(last))
+
+        def move(path, target, moves=moves):
+            if next(moves, None) is None:
+                raise Stopped
+            return replace(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", move)
+            try:
+                model(2.0, **other).save_pretrained(tmp_path / "model", max_shard_size=size)
+            except Stopped:
+                pass
+            else:
+                break
+        try:
+            loaded = NPRewardModel.from_pretrained(tmp_path / "model")
+        except OSError as error:
+            assert "config.json" in str(error)
+            outcomes.append(None)
+        else:
+            assert len({float(value) for weight in loaded.parameters() for value in weight.flatten()}) == 1
+            assert (value(loaded) == 2.0) <= (loaded.config.context_config.pooling == ("mean" if other else "sum"))
+            outcomes.append(value(loaded))
+    assert value(NPRewardModel.from_pretrained(tmp_path / "model")) == 2.0
+    if shards == "one" and not other:
+        assert None not in outcomes  # what is trained and saved again and again can be loaded at any moment
+    assert len(outcomes) > (1 if shards == "one" else 3)
+
+
+def test_a_model_takes_the_place_of_all_that_was_there(tmp_path):
+    first, second = tiny_reward_model(), tiny_reward_model()
+    torch.nn.init.constant_(second.head.shared.weight, 3.0)
+    for sizes in (
+        ("1GB", "2KB"),
+        ("2KB", "1GB"),
+        ("2KB", "4KB"),
+    ):  # of one file after several, transformers loads the one
+        first.save_pretrained(tmp_path, max_shard_size=sizes[0])
+        second.save_pretrained(tmp_path, max_shard_size=sizes[1])
+        assert bool((NPRewardModel.from_pretrained(tmp_path).head.shared.weight == 3.0).all()), sizes
+        index = tmp_path / "model.safetensors.index.json"
+        named = json.loads(index.read_text())["weight_map"].values() if index.exists() else ["model.safetensors"]
+        assert {file.name for file in tmp_path.glob("*.safetensors")} == set(named)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter, and whoever loads it would get that"):
+        second.save_pretrained(tmp_path)

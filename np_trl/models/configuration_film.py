@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .checkpoint_format import FORMAT_VERSION, check_format, without_code
+from .checkpoint_format import FORMAT_VERSION, check_format, name_what_is_wrong, without_code
 from .configuration_context_encoder import ContextEncoderConfig
 
 
@@ -105,7 +105,8 @@ class FiLMConfigMixin:
                 f"This configuration of a {model_type!r} has no {missing}, so its FiLM and context encoder are unknown. "
                 "Take the `config.json` that was saved with the weights."
             )
-        loaded = super().from_dict(without_code(config_dict), **without_code(kwargs))
+        with name_what_is_wrong(model_type):
+            loaded = super().from_dict(without_code(config_dict), **without_code(kwargs))
         (loaded[0] if isinstance(loaded, tuple) else loaded)._check_film()  # what `kwargs` set after it was made
         return loaded
 

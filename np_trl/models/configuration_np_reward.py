@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from transformers.configuration_utils import PreTrainedConfig, strict
 
-from .checkpoint_format import FORMAT_VERSION, check_format, without_code
+from .checkpoint_format import FORMAT_VERSION, check_format, name_what_is_wrong, without_code
 from .configuration_context_encoder import ContextEncoderConfig
 from .text_embedder import TextEmbedder
 
@@ -80,7 +80,8 @@ class NPRewardModelConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """Make a configuration of what a file says, but of the code that it names."""
-        return super().from_dict(without_code(config_dict), **without_code(kwargs))
+        with name_what_is_wrong(cls.model_type):
+            return super().from_dict(without_code(config_dict), **without_code(kwargs))
 
     def to_dict(self) -> dict:
         """The configuration as it is saved. The code that it names is ours, whatever a file or a caller said."""

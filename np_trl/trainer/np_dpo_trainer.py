@@ -25,6 +25,7 @@ from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.text_context import check_end_token
 from np_trl.models.texts import SIDES
+from np_trl.models.weights import read_path
 from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
@@ -114,6 +115,8 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         self._base_revision = self._context_encoder_start = None
         film_kwargs = _film_kwargs(args, train_dataset)
         embedded = _is_embedded(train_dataset)
+        if peft_config is None and not isinstance(model, PeftModel):
+            _check_output_dir(args.output_dir)
         source = None if isinstance(model, nn.Module) else PolicySource.of(model, args, quantization_config)
         if source is not None:
             self._base_revision = source.commit
@@ -128,7 +131,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             peft_config = complete_adapter(peft_config, model.config, embedded)
         if model.config.film_site == "lora" and not isinstance(model, PeftModel):
             check_gated_lora(peft_config)
-        base_weights = None if peft_config is None else hash_base_weights(model)
+        self._base_weights = None if isinstance(model, PeftModel) else hash_base_weights(model)
         self._user_metrics = compute_metrics
         with used_init_kwargs(args, source):
             super().__init__(
@@ -142,9 +145,14 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                 **kwargs,
             )
         if isinstance(self.model, PeftModel):
-            if base_weights is None:  # it came with an adapter
+            base_weights = self._base_weights
+            if isinstance(self.model, FiLMPeftModel):  # of `load_policy`, which read what its base was
+                base_weights = self.model.base_weights
+            elif base_weights is None:  # it came with an adapter
                 base_weights = hash_base_weights(self.model.get_base_model(), self.model.peft_config)
             FiLMPeftModel.adopt(self.model, base_weights)
+            if source is not None:
+                self.model.base_subfolder = source.init_kwargs.get("subfolder") or ""
         upcast_np_parameters(self.model)
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
@@ -167,8 +175,9 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
 
         Raises:
             `ValueError`: if that context encoder has another configuration than the policy's.
+            `OSError`: if there is no such folder, and it is no name on the Hub.
         """
-        source = AutoModel.from_pretrained(path).context_encoder
+        source = AutoModel.from_pretrained(read_path(path)).context_encoder
         for target in self.model.modules():
             if isinstance(target, ContextEncoder):
                 if source.config.to_diff_dict() != target.config.to_diff_dict():
@@ -408,12 +417,13 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
     def _reference_log_probs(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the chosen and the rejected completions, `(P,)`; in an evaluation computed once for every pair."""
         plain = {key: value for key, value in inputs.items() if key not in _CONTEXT_KEYS}
+        reference = model if self.ref_model is None else self.ref_model
         if self._references is None:
-            return self.compute_ref_log_probs(self.ref_model or model, plain)
+            return self.compute_ref_log_probs(reference, plain)
         found = self._references.find(self._target_rows)
         is_missing = torch.tensor([found is None], device=self.accelerator.device)
         if self.accelerator.gather(is_missing).any():  # where weights are sharded, all processes compute or none
-            chosen, rejected = self.compute_ref_log_probs(self.ref_model or model, plain)
+            chosen, rejected = self.compute_ref_log_probs(reference, plain)
             self._references.add(*self.accelerator.gather((self._target_rows, chosen, rejected)))
             return chosen, rejected
         return tuple(found.to(self.accelerator.device))
@@ -447,6 +457,15 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             groups.append({**group, "params": np_group, "lr": self.args.np_learning_rate})
         optimizer.param_groups[:] = [group for group in groups if group["params"]]
         return optimizer
+
+
+def _check_output_dir(output_dir: str) -> None:
+    """Check that a policy without an adapter can be saved there: before it is trained, not after."""
+    if Path(output_dir, "adapter_config.json").exists():
+        raise ValueError(
+            f"`output_dir={output_dir!r}` holds an adapter, and whoever loads the policy that is saved there would get that. Name "
+            "another folder, or pass a `peft_config`."
+        )
 
 
 def _is_embedded(dataset: Dataset | IterableDataset | None) -> bool:
