@@ -9,7 +9,7 @@ Runs that have finished with the same settings are not repeated, so an interrupt
 processes may share the work (`--variants`). The table holds the rows whose runs are all there.
 """
 
-import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -18,7 +18,9 @@ from pathlib import Path
 import yaml
 from trl import TrlParser
 
-from np_trl.metrics.report import save_report, summarize_runs
+from np_trl.files import write_whole
+from np_trl.metrics.report import read_results, save_report, summarize_runs
+from np_trl.users.posterior import check_at_least
 
 
 HERE = Path(__file__).resolve().parent
@@ -48,6 +50,23 @@ class ScriptArguments:
     num_seeds: int = field(default=3, metadata={"help": "Number of runs of each, with the seeds 0, 1, ..."})
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads of a run. Default: the recipe's."})
     results_dir: str = field(default=str(HERE / "benchmarks" / "results"), metadata={"help": "Folder of the table."})
+
+    def __post_init__(self):
+        check_at_least(1, num_seeds=self.num_seeds)
+        unknown = sorted(set(self.variants) - set(VARIANTS))
+        if unknown:
+            raise ValueError(f"`variants` {unknown} are unknown. Choose among {list(VARIANTS)}.")
+
+
+def read_recipe(path: str) -> dict:
+    """Read a recipe."""
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"`recipe={path!r}` cannot be read as YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"`recipe={path!r}` holds a {type(recipe).__name__}, but must hold arguments: `name: value`.")
+    return recipe
 
 
 def merge(recipe: dict, changes: dict) -> dict:
@@ -81,24 +100,26 @@ class Run:
     @property
     def has_finished(self) -> bool:
         """Whether it was run with the settings of today."""
-        config, results = self.folder / "config.yaml", self.folder / "eval_results.json"
-        return results.exists() and config.exists() and yaml.safe_load(config.read_text()) == self.config
+        config = self.folder / "config.yaml"
+        return self.read() is not None and config.exists() and read_recipe(config) == self.config
 
     def train(self) -> None:
         """Train and evaluate, in a process of its own."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "eval_results.json").unlink(missing_ok=True)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, str(HERE / "np_dpo.py"), "--config", str(self.folder / "config.yaml")]
+        running, finished = self.folder / "running.yaml", self.folder / "config.yaml"
+        finished.unlink(missing_ok=True)
+        write_whole(running, yaml.safe_dump(self.config))
+        command = [sys.executable, str(HERE / "np_dpo.py"), "--config", str(running)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        os.replace(running, finished)  # whatever was measured before a run ended is not all of it
 
-    def read(self) -> dict[str, float]:
-        """Read what it measured."""
-        return json.loads((self.folder / "eval_results.json").read_text())
+    def read(self) -> dict[str, float] | None:
+        """Read what it measured, if it is there and whole."""
+        return read_results(self.folder / "eval_results.json")
 
 
 def main(script_args: ScriptArguments) -> None:
-    recipe = yaml.safe_load(Path(script_args.recipe).read_text())
+    recipe = read_recipe(script_args.recipe)
     recipe |= {} if script_args.num_threads is None else {"num_threads": script_args.num_threads}
     runs = {
         variant: [Run(recipe, variant, seed, script_args.output_dir) for seed in range(script_args.num_seeds)]

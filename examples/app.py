@@ -51,6 +51,11 @@ class ScriptArguments(InterviewArguments):
     dtype: str = field(default="float32", metadata={"help": "Data type of the policy."})
     port: int = field(default=7860, metadata={"help": "Port of the page, which this machine alone can open."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.port < 2**16:
+            raise ValueError(f"`port={self.port}` must be above 0 and below {2**16}.")
+
 
 def load_interview(script_args: ScriptArguments) -> Interview:
     """Load the policy and the people."""
@@ -63,10 +68,15 @@ def load_interview(script_args: ScriptArguments) -> Interview:
         )
     policy = load_policy(path, dtype=script_args.dtype).to(PartialState().device).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
+    dataset = load_preferences(dataset_name, script_args.split)
+    if script_args.group_column not in ("group", *dataset.column_names):
+        raise ValueError(
+            f"`group_column={script_args.group_column!r}` is no column of {dataset_name!r}, which has {dataset.column_names}."
+        )
     population = Population(
         policy,
         tokenizer,
-        load_preferences(dataset_name, script_args.split),
+        dataset,
         num_choices=script_args.num_questions,
         num_users=script_args.num_users,
         pool_size=script_args.pool_size,

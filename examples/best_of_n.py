@@ -13,11 +13,15 @@ python examples/best_of_n.py \
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from generations import check_writer
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import TrlParser
 
 from np_trl import NPRewardModel, UserProfile, best_of_n
+from np_trl.models.texts import check_text
 from np_trl.users import read_pairs
+from np_trl.users.posterior import check_at_least
+from np_trl.users.user_file import name_users
 
 
 @dataclass
@@ -38,6 +42,16 @@ class ScriptArguments:
     max_new_tokens: int = field(default=64, metadata={"help": "Largest number of tokens of an answer."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling."})
+
+    def __post_init__(self):
+        check_at_least(1, num_candidates=self.num_candidates, max_new_tokens=self.max_new_tokens)
+        check_at_least(0, seed=self.seed)
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"`temperature={self.temperature}` must be above 0, and finite.")
+        check_writer(self.model_name_or_path)
+        for index, prompt in enumerate(self.prompts):
+            check_text(prompt, "prompts", f"entry {index}")
+        name_users(self.users)
 
 
 def write_candidates(script_args: ScriptArguments) -> list[list[str]]:
@@ -60,13 +74,11 @@ def write_candidates(script_args: ScriptArguments) -> list[list[str]]:
 def main(script_args: ScriptArguments) -> None:
     set_seed(script_args.seed)
     reward_model = NPRewardModel.from_pretrained(script_args.reward_model_name_or_path)
-    candidates = write_candidates(script_args)
-    picks = {
-        Path(path).stem: best_of_n(
-            reward_model, script_args.prompts, candidates, UserProfile(reward_model, pairs=read_pairs(path))
-        )
-        for path in script_args.users
+    users = {
+        name: UserProfile(reward_model, pairs=read_pairs(path)) for name, path in name_users(script_args.users).items()
     }
+    candidates = write_candidates(script_args)
+    picks = {name: best_of_n(reward_model, script_args.prompts, candidates, user) for name, user in users.items()}
     for index, prompt in enumerate(script_args.prompts):
         print(f"\n{prompt}")
         for name, texts in picks.items():

@@ -213,7 +213,10 @@ def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray]
     """
     texts = dataset.select_columns(["prompt", "chosen", "rejected"])[:]
     if not isinstance(texts["prompt"][0], str):
-        raise ValueError("Choices can be shown in prompts that are plain text only, but these are conversations.")
+        raise ValueError(
+            "Choices can be shown in prompts that are plain text only, but these are conversations. Leave `few_shot` out of "
+            "`--baselines`."
+        )
 
     def show(row: int) -> str:
         chosen, rejected = (texts[side][row].removesuffix(end) for side in ("chosen", "rejected"))

@@ -63,6 +63,14 @@ class ScriptArguments(EvaluationArguments):
         metadata={"help": "Who judges the answers: `GROUP=PATH` of a reward model for each group, or `style`."},
     )
 
+    def __post_init__(self):
+        if self.num_generations < 0:
+            raise ValueError(f"`num_generations={self.num_generations}` must be at least 0. Set it to 0 for none.")
+        if self.num_generations == 0 and (self.judges or self.opponent is not None):
+            raise ValueError(
+                "`--judges` and `--opponent` compare what is written. Set `--num_generations` to 1 or more."
+            )
+
 
 def build_judge(names: list[str], rows: PreferenceRows, group_column: str | None, device) -> Judge | None:
     """Load the judges that the command line names."""

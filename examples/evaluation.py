@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.hf_argparser import HfArg
 
 from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardModelConfig, NPRewardTrainer, load_policy
 from np_trl.data.embeddings import add_option_ids
 from np_trl.data.loading import load_preferences, with_roles
+from np_trl.users.reference import reference_policy
 
 
 @dataclass
@@ -99,7 +101,7 @@ def build_trainer(script_args: EvaluationArguments) -> NPRewardTrainer | NPDPOTr
         "max_context": 0,
         "eval_num_contexts": script_args.num_contexts,
         "eval_num_targets": script_args.num_targets,
-        "eval_num_draws": script_args.num_draws or max(4, -(-400 // num_users)),
+        "eval_num_draws": max(4, -(-400 // num_users)) if script_args.num_draws is None else script_args.num_draws,
         "eval_disjoint_prompts": script_args.disjoint_prompts,
         "eval_group_column": script_args.group_column,
         "drop_short_users": script_args.drop_short_users,
@@ -112,18 +114,11 @@ def build_trainer(script_args: EvaluationArguments) -> NPRewardTrainer | NPDPOTr
     datasets = {"train_dataset": dataset, "eval_dataset": dataset}
     if config is not None:
         return NPRewardTrainer(path, args=NPRewardConfig(**training_args), **datasets)
-    policy, reference = load_policy(path, dtype=script_args.dtype), script_args.ref_model_name_or_path
-    if reference is None and isinstance(policy, PeftModel):
-        reference = policy.active_peft_config.base_model_name_or_path
-    if reference is None:
-        raise ValueError(
-            f"{path!r} is a merged policy, whose implicit reward needs the reference policy. Pass its base model as "
-            "`--ref_model_name_or_path`."
-        )
+    policy = load_policy(path, dtype=script_args.dtype)
     config = policy.config
     return NPDPOTrainer(
         policy,
-        ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=script_args.dtype),
+        ref_model=load_reference(policy, script_args),
         args=NPDPOConfig(
             **training_args,
             beta=config.dpo_beta if script_args.beta is None else script_args.beta,
@@ -133,6 +128,19 @@ def build_trainer(script_args: EvaluationArguments) -> NPRewardTrainer | NPDPOTr
         processing_class=AutoTokenizer.from_pretrained(path),
         **datasets,
     )
+
+
+def load_reference(policy: PreTrainedModel | PeftModel, script_args: EvaluationArguments) -> nn.Module:
+    """Load the reference policy that the arguments name, or else that which an adapter was trained against."""
+    name = script_args.ref_model_name_or_path
+    if name is not None:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=script_args.dtype)
+    if not isinstance(policy, PeftModel):
+        raise ValueError(
+            f"{script_args.model_name_or_path!r} is a merged policy, whose implicit reward needs the reference policy. Pass its "
+            "base model as `--ref_model_name_or_path`."
+        )
+    return reference_policy(policy).get_base_model()
 
 
 def reward_config(path: str) -> NPRewardModelConfig | None:

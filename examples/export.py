@@ -25,6 +25,7 @@ from trl import TrlParser
 
 from np_trl import UserProfile, export_adapter, export_model, load_policy
 from np_trl.users import read_pairs
+from np_trl.users.user_file import name_users
 
 
 FORMS = ("adapter", "model")
@@ -42,19 +43,20 @@ class ScriptArguments:
     def __post_init__(self):
         if self.form not in FORMS:
             raise ValueError(f"`form={self.form!r}` is unknown. Choose one of {list(FORMS)}.")
+        name_users(self.users)
 
 
-def read_user(path: str, model, tokenizer) -> UserProfile:
+def read_user(path: Path, model, tokenizer) -> UserProfile:
     """Read a user's profile, or choices in JSON."""
-    if Path(path).suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         return UserProfile.load(path, model, tokenizer)
     return UserProfile(model, tokenizer, read_pairs(path))
 
 
 def main(script_args: ScriptArguments) -> None:
+    policy = load_policy(script_args.model_name_or_path).eval()  # says best what is wrong with a path
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path)
-    policy = load_policy(script_args.model_name_or_path).eval()
-    users = {Path(path).stem: read_user(path, policy, tokenizer) for path in script_args.users}
+    users = {name: read_user(path, policy, tokenizer) for name, path in name_users(script_args.users).items()}
     if script_args.form == "adapter":
         export_adapter(policy, users, script_args.output_dir)
     else:

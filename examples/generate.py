@@ -14,6 +14,7 @@ from trl import TrlParser
 from np_trl import load_policy
 from np_trl.models.texts import check_text
 from np_trl.users import read_pairs
+from np_trl.users.posterior import check_at_least
 
 
 @dataclass
@@ -34,18 +35,39 @@ class ScriptArguments:
     def __post_init__(self):
         if not self.prompts:
             raise ValueError("`prompts` is empty. Give at least one prompt.")
+        check_at_least(1, max_new_tokens=self.max_new_tokens)
+        check_at_least(0, seed=self.seed)
+        if not (0 < self.temperature < float("inf") and 0 < self.top_p <= 1):
+            raise ValueError(
+                f"`temperature={self.temperature}` must be above 0, and `top_p={self.top_p}` above 0 and at most 1."
+            )
         for index, prompt in enumerate(self.prompts):
             check_text(prompt, "prompts", f"entry {index}")
 
 
+def tokenize(prompts: list[str], tokenizer, as_messages: bool):
+    """Tokenize prompts as texts, or as messages to a model whose users chose between answers to messages."""
+    if not as_messages:
+        return tokenizer(prompts, padding=True, return_tensors="pt")
+    return tokenizer.apply_chat_template(
+        [[{"role": "user", "content": prompt}] for prompt in prompts],
+        add_generation_prompt=True,
+        padding=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
 def main(script_args: ScriptArguments) -> None:
+    pairs = [] if script_args.user is None else read_pairs(script_args.user)
+    model = load_policy(script_args.model_name_or_path).eval()  # says best what is wrong with a path
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path, padding_side="left")
-    model = load_policy(script_args.model_name_or_path).eval()
-    inputs = tokenizer(script_args.prompts, padding=True, return_tensors="pt")
     users = {}
     if script_args.user is not None:
-        latents = model.infer_user(read_pairs(script_args.user), tokenizer)  # (1, Z)
+        latents = model.infer_user(pairs, tokenizer)  # (1, Z)
         users["latents"] = latents.expand(len(script_args.prompts), -1)
+    as_messages = bool(pairs) and isinstance(pairs[0]["prompt"], list)
+    inputs = tokenize(script_args.prompts, tokenizer, as_messages)
     set_seed(script_args.seed)  # after loading, which draws
     outputs = model.generate(
         **inputs,

@@ -7,22 +7,42 @@ user is known by, nor, where prompts are kept apart, its prompt.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 
 from np_trl import NPDPOTrainer
 from np_trl.data import PreferenceRows
 from np_trl.data.style_grammar import detect_attributes, is_grammatical
 from np_trl.metrics import UserAccuracy
+from np_trl.users.posterior import check_at_least
 
 
 # scores answers to prompts for users, who are given by their number: (prompts, texts, users) -> (answers,)
 Judge = Callable[[list[str], list[str], np.ndarray], np.ndarray]
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0, "repetition_penalty": 1.0}
+
+
+def check_writer(path: str) -> None:
+    """
+    Check that a folder does not hold what plain transformers cannot write with.
+
+    Raises:
+        `ValueError`: if it holds an adapter or a reward model.
+    """
+    what = None
+    if Path(path, "adapter_config.json").exists():
+        what = "an adapter"
+    elif Path(path, "config.json").exists() and AutoConfig.from_pretrained(path).model_type == "np_reward":
+        what = "a reward model"
+    if what is not None:
+        raise ValueError(
+            f"{path!r} is {what}, but a whole language model is needed. Name a base model or a merged policy."
+        )
 
 
 @torch.no_grad()
@@ -64,6 +84,7 @@ class Generations:
     """
 
     def __init__(self, trainer: NPDPOTrainer, num_context: int, answers_per_user: int = 2, max_new_tokens: int = 64):
+        check_at_least(1, answers_per_user=answers_per_user, max_new_tokens=max_new_tokens)
         self.trainer, self.num_context, self.max_new_tokens = trainer, num_context, max_new_tokens
         self.tokenizer, self.rows = trainer.processing_class, PreferenceRows(trainer.eval_dataset)
         self.model = trainer.accelerator.unwrap_model(trainer.model).eval()
@@ -81,7 +102,10 @@ class Generations:
         self.users = np.array(users)  # (answers,)
         self.prompts = [pair["prompt"] for pair in self.rows.take(targets)]
         if not isinstance(self.prompts[0], str):
-            raise ValueError("Answers are written to prompts that are plain text only, but these are conversations.")
+            raise ValueError(
+                "Answers are written to prompts that are plain text only, but these are conversations. Evaluate without "
+                "generations."
+            )
         self.latents = self._infer(torch.stack(contexts)).repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from generations import share_grammatical, style_judge, write
+from generations import check_writer, share_grammatical, style_judge, write
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -50,6 +50,7 @@ from np_trl.data.loading import load_preferences
 from np_trl.data.style_population import STYLES, split_prompts
 from np_trl.trainer.uploads import UploadingTrainerMixin
 from np_trl.users import read_pairs
+from np_trl.users.posterior import check_at_least
 
 
 HERE = Path(__file__).resolve().parent
@@ -82,6 +83,9 @@ class ScriptArguments:
     num_answers: int = field(default=160, metadata={"help": "Answers that the evaluation judges."})
 
     def __post_init__(self):
+        check_at_least(1, num_choices=self.num_choices, num_train_users=self.num_train_users)
+        check_at_least(1, num_candidates=self.num_candidates, num_answers=self.num_answers)
+        check_at_least(1, reward_steps=self.reward_steps)
         if self.dataset_name == EXAMPLE and self.user is not None:
             raise ValueError(f"`user={self.user!r}` goes with a `dataset_name`: the example draws its user.")
         if self.dataset_name != EXAMPLE and None in (self.user, self.reward_model_name_or_path):
@@ -131,6 +135,14 @@ def train_reward_model(script_args: ScriptArguments, training_args: GRPOConfig) 
     trainer.train()
     trainer.save_model()
     return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def load_prompts(name: str) -> Dataset:
+    """Load prompts."""
+    dataset = load_preferences(name)
+    if "prompt" not in dataset.column_names:
+        raise ValueError(f"{name!r} has no column `prompt`, only {dataset.column_names}. Name a data set of prompts.")
+    return dataset.select_columns(["prompt"])
 
 
 def draw_choices(script_args: ScriptArguments, seed: int) -> Dataset:
@@ -219,7 +231,9 @@ class StyleExamination:
 
 def main(script_args: ScriptArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
     if script_args.num_threads is not None:
+        check_at_least(1, num_threads=script_args.num_threads)
         torch.set_num_threads(script_args.num_threads)
+    check_writer(model_args.model_name_or_path or STYLE_GEMMA)
     is_example = script_args.dataset_name == EXAMPLE
     if script_args.reward_model_name_or_path is None:
         reward_model = train_reward_model(script_args, training_args)
@@ -229,9 +243,9 @@ def main(script_args: ScriptArguments, training_args: GRPOConfig, model_args: Mo
         choices = draw_choices(script_args, training_args.seed)
         prompts = Dataset.from_dict({"prompt": split_prompts()[0]})
     else:
-        choices = Dataset.from_list(read_pairs(script_args.user))
-        prompts = load_preferences(script_args.dataset_name).select_columns(["prompt"])
-    user = UserProfile(reward_model.to(training_args.device), pairs=choices.to_list())
+        choices = read_pairs(script_args.user)
+        prompts = load_prompts(script_args.dataset_name)
+    user = UserProfile(reward_model.to(training_args.device), pairs=choices)
     reward = UserReward(reward_model, user)
     trainer = build_trainer(training_args, model_args, prompts, reward)
     if is_example:

@@ -38,6 +38,7 @@ class InterviewArguments:
     )
 
     def __post_init__(self):
+        check_at_least(0, seed=self.seed)
         check_at_least(2, num_samples=self.num_samples)
         check_at_least(
             1,

@@ -37,7 +37,7 @@ import torch
 from datasets import Dataset
 from dpo_baselines import BASELINES, DPOBaselines
 from generations import Generations, share_grammatical, style_judge
-from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers import AutoTokenizer, set_seed
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer
@@ -45,6 +45,9 @@ from np_trl.data import style_bayes_accuracy, style_population
 from np_trl.data.loading import PreferenceArguments
 from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.data.style_population import STYLES, split_prompts
+from np_trl.files import whole_file
+from np_trl.trainer.policy import read_policy_config
+from np_trl.users.posterior import check_at_least
 
 
 HERE = Path(__file__).resolve().parent
@@ -81,6 +84,11 @@ class ScriptArguments(PreferenceArguments):
 
     def __post_init__(self):
         self.dataset_name = self.dataset_name or EXAMPLE
+        check_at_least(0, reward_steps=self.reward_steps)
+        check_at_least(1, num_train_users=self.num_train_users)
+        if self.baseline_steps is not None:
+            check_at_least(1, baseline_steps=self.baseline_steps)
+        check_at_least(len(STYLES), num_eval_users=self.num_eval_users)
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise ValueError(f"`baselines` {unknown} are unknown. Choose among {list(BASELINES)}.")
@@ -120,8 +128,10 @@ class TrainerBuilder:
             **(training_args.model_init_kwargs or {}),
         }
         self.peft_config = get_peft_config(model_args)
+        num_layers = read_policy_config(
+            self.base, **self.source
+        ).num_hidden_layers  # or says what is wrong with the base
         if self.peft_config is not None and not embedded:
-            num_layers = AutoConfig.from_pretrained(self.base, **self.source).num_hidden_layers
             context_layer = (self.film_kwargs or {}).get("context_layer", num_layers // 2)
             self.peft_config.layers_to_transform = list(range(context_layer, num_layers))
 
@@ -236,6 +246,7 @@ def print_two_users(trainer: NPDPOTrainer, num_context: int) -> None:
 
 def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: ModelConfig) -> None:
     if script_args.num_threads is not None:
+        check_at_least(1, num_threads=script_args.num_threads)
         torch.set_num_threads(script_args.num_threads)
     is_example, num_context = script_args.dataset_name == EXAMPLE, max(training_args.eval_num_contexts)
     train_dataset, eval_dataset = script_args.draw(training_args.seed) if is_example else script_args.load()
@@ -257,7 +268,9 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
     for name in script_args.baselines:
         metrics |= baselines.measure(name)
     if is_example:
-        eval_dataset.to_parquet(f"{training_args.output_dir}/users.parquet")
+        if trainer.is_world_process_zero():
+            with whole_file(f"{training_args.output_dir}/users.parquet") as part:
+                eval_dataset.to_parquet(part)
         for number, accuracy in style_bayes_accuracy(training_args.eval_num_contexts).items():
             metrics[f"eval_nc{number}_bayes_accuracy"] = accuracy
         metrics |= evaluate_generations(trainer, num_context, baselines)

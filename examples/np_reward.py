@@ -34,6 +34,7 @@ from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments
 from np_trl.data.embeddings import add_option_ids
 from np_trl.data.loading import PreferenceArguments
 from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population
+from np_trl.users.posterior import check_at_least
 
 
 EXAMPLE = "example_4_1"
@@ -83,6 +84,7 @@ def print_table(metrics: dict, num_contexts: list[int]) -> None:
 
 def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args: RewardModelArguments) -> None:
     if script_args.num_threads is not None:
+        check_at_least(1, num_threads=script_args.num_threads)
         torch.set_num_threads(script_args.num_threads)
     if script_args.dataset_name == EXAMPLE:
         train_dataset = piecewise_population(num_users=4000, pairs_per_user=40, seed=2 * training_args.seed)

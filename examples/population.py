@@ -13,6 +13,7 @@ from matplotlib.patches import Ellipse
 from sklearn.decomposition import PCA
 
 from np_trl.data import PreferenceRows
+from np_trl.models.pairs import SIDES
 from np_trl.users import QuestionPool, UserProfile
 from np_trl.users.choices import reverse
 from np_trl.users.posterior import check_at_least
@@ -70,6 +71,11 @@ class Population:
     ):
         check_at_least(3, num_users=num_users)
         check_at_least(1, num_choices=num_choices, pool_size=pool_size)
+        needed = ("user_id", "prompt", *SIDES)
+        if not set(needed) <= set(dataset.column_names):
+            raise ValueError(
+                f"The data set has the columns {dataset.column_names}, but a page shows texts of users: it needs {list(needed)}."
+            )
         rows = PreferenceRows(dataset)
         if len(rows) < 3:
             raise ValueError(f"The data set has {len(rows)} users, but a plane takes 3. Give the pairs of more users.")

@@ -31,6 +31,8 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 from np_trl.data.loading import load_preferences
 from np_trl.data.style_grammar import write_answer
 from np_trl.data.style_population import STYLES, split_prompts
+from np_trl.trainer.sharing_trainer import whole_model
+from np_trl.users.posterior import check_at_least
 
 
 EXAMPLE = "style_population"
@@ -57,6 +59,19 @@ class ScriptArguments:
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads."})
     seed: int = field(default=0, metadata={"help": "Seed of texts, weights and order."})
 
+    def __post_init__(self):
+        check_at_least(1, num_answers=self.num_answers, num_layers=self.num_layers, batch_size=self.batch_size)
+        check_at_least(259, vocab_size=self.vocab_size)  # all bytes, and three special tokens
+        check_at_least(2, max_length=self.max_length)  # a token and the one that follows
+        if self.hidden_size < 8 or self.hidden_size % 8:
+            raise ValueError(f"`hidden_size={self.hidden_size}` must be a multiple of 8: four heads of an even width.")
+        if not (self.num_train_epochs > 0 and self.learning_rate > 0):
+            raise ValueError(
+                f"`num_train_epochs={self.num_train_epochs}` and `learning_rate={self.learning_rate}` must be above 0."
+            )
+        if EXAMPLE in self.dataset_name and (len(self.dataset_name) > 1 or self.where):
+            raise ValueError(f"`dataset_name` is {EXAMPLE!r} alone, without `where`, or names files and datasets.")
+
     def write_corpus(self) -> Dataset:
         """Write or read the texts to learn: `prompt` and `completion`."""
         if self.dataset_name == [EXAMPLE]:
@@ -75,7 +90,16 @@ def write_answers(num_answers: int, seed: int) -> Dataset:
 
 
 def read_texts(name: str, where: list[str]) -> Dataset:
-    pairs = load_preferences(name, where=where).select_columns(["prompt", "chosen", "rejected"])
+    pairs, columns = load_preferences(name, where=where), ["prompt", "chosen", "rejected"]
+    if not set(columns) <= set(pairs.column_names):
+        raise ValueError(
+            f"{name!r} has the columns {pairs.column_names}, but {columns} are learned. Name preference pairs."
+        )
+    pairs = pairs.select_columns(columns)
+    if not isinstance(pairs[0]["prompt"], str):
+        raise ValueError(
+            f"The prompts of {name!r} are conversations, but texts are learned. Name pairs of plain text."
+        )
     texts = dict.fromkeys((row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected"))
     return Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in texts])
 
@@ -120,6 +144,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers
 
 def main(script_args: ScriptArguments) -> None:
     if script_args.num_threads is not None:
+        check_at_least(1, num_threads=script_args.num_threads)
         torch.set_num_threads(script_args.num_threads)
     set_seed(script_args.seed)
     corpus = script_args.write_corpus()
@@ -142,8 +167,9 @@ def main(script_args: ScriptArguments) -> None:
     model = build_model(tokenizer, script_args.hidden_size, script_args.num_layers)
     trainer = SFTTrainer(model, training_args, train_dataset=corpus, processing_class=tokenizer)
     trainer.train()
-    trainer.model.save_pretrained(script_args.output_dir)
-    tokenizer.save_pretrained(script_args.output_dir)
+    with whole_model(script_args.output_dir, model.config.model_type, tokenizer) as folder:
+        trainer.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

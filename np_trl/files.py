@@ -21,11 +21,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
     Raises:
         `IsADirectoryError`: if `path` is a folder.
+        `FileNotFoundError`: if its folder does not exist.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder. Name a file in it.")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".np_trl_") as folder:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. Make it first."
+        )
+    with _named(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".np_trl_") as folder:
         part = Path(folder, "part")
         yield part
         _sync(part)
@@ -46,18 +51,18 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         `Path`: a new folder beside it.
 
     Raises:
-        `FileExistsError`: if there is something in the folder.
+        `FileExistsError`: if there is something in the folder, or another process has filled it meanwhile.
     """
     path = Path(os.path.realpath(path))
-    if path.is_file() or path.exists() and any(path.iterdir()):
-        raise FileExistsError(f"There is something in {str(path)!r}. Name another folder, or remove it.")
+    _check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".np_trl_") as parent:
+    with _named(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".np_trl_") as parent:
         folder = Path(parent, "part")
         folder.mkdir()
         yield folder
         sync_folder(folder)
         is_here = path == Path.cwd()
+        _check_free(path)
         os.replace(folder, path)
         if is_here:  # the folder that the process stood in is gone
             os.chdir(path)
@@ -76,6 +81,24 @@ def sync_folder(folder: str | Path) -> None:
         for name in names:
             _sync(Path(root, name))
         _sync(Path(root))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have errors of the system, such as of a full disk, name what was to be written, where they name nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(
+            error.errno, f"{error.strerror}. It was not written; what was there is there still", str(path)
+        ) from error
+
+
+def _check_free(path: Path) -> None:
+    if path.is_file() or path.exists() and any(path.iterdir()):
+        raise FileExistsError(f"There is something in {str(path)!r}. Name another folder, or remove it.")
 
 
 def _sync(path: Path) -> None:

@@ -118,7 +118,7 @@ def test_the_last_whole_checkpoint_outlives_the_writing_of_the_next(tmp_path, mo
     trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
-    def killed(folder):
+    def killed(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, killed)
@@ -404,3 +404,20 @@ def test_what_a_stopped_save_left_behind_is_not_loaded(tmp_path):
     resumed = adapter()
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert list(resumed.model.peft_config) == ["default"] and losses(resumed) == losses(trainer)
+
+
+def test_two_runs_in_one_folder_do_not_seal_files_of_each_other(tmp_path, caplog):
+    runs = [build(tmp_path, max_steps=2, seed=seed) for seed in range(2)]
+    save = type(runs[0])._save
+
+    def save_after_the_other_run(output_dir=None, state_dict=None):
+        runs[0]._save = lambda *args: save(runs[0], *args)
+        runs[1].train()  # all of it, while the first run writes its first checkpoint
+        save(runs[0], output_dir, state_dict)
+
+    runs[0]._save = save_after_the_other_run
+    runs[0].train()
+    own = {run._run["id"] for run in runs}
+    assert len(own) == 2 and "Another run saves in" in caplog.text
+    assert not is_sealed(tmp_path / "checkpoint-1") or damaged_files(tmp_path / "checkpoint-1")
+    assert read_run(last_whole_checkpoint(tmp_path))["id"] == runs[0]._run["id"]

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -123,7 +124,7 @@ def test_streamed_users_are_told_apart_by_63_bits():
     """`plumless` and `buckeroo` have the same CRC-32; of 100,000 users two would with a chance of 69 %."""
     rows = embedded_rows().to_list()
     collator = ContextualCollator(EmbeddingTargets(), SAMPLING)
-    users = ["plumless", "buckeroo", *map(str, range(2000))]
+    users = ["plumless", "buckeroo", *map(str, range(2000)), 7, np.int64(8)]
     batch = collator([{"user_id": user, "context": [], "target": rows[:1], "task_number": 2**50} for user in users])
     conditions = batch["conditions"]
     assert conditions.dtype == torch.int64 and conditions[:, 0].unique().numel() == len(users)

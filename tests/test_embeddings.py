@@ -93,14 +93,14 @@ def test_a_text_with_two_embeddings_in_the_table_is_refused(noise, is_error):
         join_embeddings(pairs(), rows)
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1e5])
-def test_embeddings_beyond_float16_are_kept(scale):
+@pytest.mark.parametrize(("scale", "offset"), [(1e-9, 0), (1e5, 0), (0.1, 1000)])
+def test_embeddings_that_float16_would_round_away_are_kept(scale, offset):
     rows = [
-        {**row, "embedding": [scale * value for value in row["embedding"]]}
+        {**row, "embedding": [scale * value + offset for value in row["embedding"]]}
         for row in table(response=["no idea", "because"])
     ]
     joined = join_embeddings(pairs(), Dataset.from_list(rows))
-    assert joined[0]["chosen_embeds"] == pytest.approx([scale, -scale], rel=1e-6)
+    assert joined[0]["chosen_embeds"] == pytest.approx([scale + offset, -scale + offset], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, RewardModelArgumen
 from np_trl.data.embeddings import text_id
 from np_trl.data.style_population import STYLES, name_style
 
-from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_base, tiny_tokenizer
+from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_base, tiny_reward_model, tiny_tokenizer
 
 
 EXAMPLES = ROOT / "examples"
@@ -211,10 +211,11 @@ def write_recurring_options(path) -> list[str]:
                     "rejected": texts[rejected],
                 }
             )
-    Dataset.from_list(rows).to_parquet(path / "pairs.parquet")
+    for name, users in {"pairs": range(12), "others": range(12, 24)}.items():
+        Dataset.from_list([row for row in rows if row["user_id"] in users]).to_parquet(path / f"{name}.parquet")
     table = [{"text_id": text_id(text), "embedding": row} for text, row in zip(texts, embeddings, strict=True)]
     Dataset.from_list(table).to_parquet(path / "embeddings.parquet")
-    names = "--dataset_name pairs.parquet --eval_dataset_name pairs.parquet --embeddings embeddings.parquet"
+    names = "--dataset_name pairs.parquet --eval_dataset_name others.parquet --embeddings embeddings.parquet"
     return [*names.split(), *"--report_to none --save_strategy no --output_dir out --drop_short_users true".split()]
 
 
@@ -282,6 +283,32 @@ def test_a_policy_is_evaluated_against_its_reference(tmp_path):
             assert metrics[key] == pytest.approx(expected[key], abs=1e-5)
 
 
+def test_an_adapter_that_was_trained_further_is_evaluated_against_the_adapter_it_started_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    rows, rates = style_rows(4, 8), {"learning_rate": 0.1, "np_learning_rate": 0.1}
+    rows.to_parquet(tmp_path / "test.parquet")
+    lora = LoraConfig(target_modules=["q_proj"], layers_to_transform=[1, 2], task_type="CAUSAL_LM")
+    policy = tiny_base(tmp_path / "base")
+    for name in ("first", "further"):
+        args = dpo_config(tmp_path / name, eval_num_targets=20, **rates)
+        data = {"train_dataset": rows, "eval_dataset": rows, "processing_class": tiny_tokenizer()}
+        trainer = NPDPOTrainer(policy, args=args, peft_config=lora if name == "first" else None, **data)
+        trainer.train()
+        trainer.save_model()
+        policy = load_policy(str(tmp_path / name), is_trainable=True)
+    evaluation = runpy.run_path(str(EXAMPLES / "evaluation.py"))
+    paths = [str(tmp_path / name) for name in ("further", "test.parquet", "out")]
+
+    def evaluate(reference: str | None) -> float:
+        arguments = {"ref_model_name_or_path": reference, "num_contexts": [0, 2], "num_draws": 1, "seed": 42}
+        arguments = evaluation["EvaluationArguments"](*paths, **arguments)
+        return evaluation["build_trainer"](arguments).evaluate()["eval_nc2_nll"]
+
+    expected = trainer.evaluate()["eval_nc2_nll"]
+    assert evaluate(None) == pytest.approx(expected, abs=1e-6)
+    assert abs(evaluate(str(tmp_path / "base")) - expected) > 1e-4
+
+
 def test_unknown_arguments_fail(tmp_path):
     (tmp_path / "config.yaml").write_text("output_dir: out\nbf16: false\nuse_cpu: true\nnumber_of_targets: 3\n")
     with pytest.raises(ValueError, match="number_of_targets"):
@@ -293,4 +320,86 @@ def test_a_user_file_without_completions_is_refused(tmp_path):
     tiny_base(tmp_path / "base")
     command = [sys.executable, str(EXAMPLES / "generate.py"), "--model_name_or_path", "base", "--user", "user.json"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode != 0 and "Pair 0 has no ['rejected']" in result.stderr
+    assert result.returncode != 0 and "Pair 0 in 'user.json' has no ['rejected']" in result.stderr
+
+
+RECIPE = {"recipe": "r.yaml", "name": "t", "output_dir": "out"}
+POLICY = {"model_name_or_path": "policy"}
+JUDGE = {"reward_model_name_or_path": "reward", "users": ["ada.json"]}
+
+
+@pytest.mark.parametrize(
+    "script, arguments, error",
+    [
+        ("ablation", {**RECIPE, "variants": ["no LoRa"]}, r"`variants` \['no LoRa'\] are unknown"),
+        ("ablation", {**RECIPE, "num_seeds": 0}, "`num_seeds=0` must be at least 1"),
+        ("app", {"port": 99999}, "`port=99999` must be above 0 and below 65536"),
+        ("app", {"seed": -1}, "`seed=-1` must be at least 0"),
+        ("best_of_n", {**JUDGE, "num_candidates": 0}, "`num_candidates=0` must be at least 1"),
+        ("best_of_n", {**JUDGE, "temperature": float("nan")}, "`temperature=nan` must be above 0"),
+        ("best_of_n", {**JUDGE, "prompts": [""]}, "`prompts` of entry 0 is empty"),
+        ("best_of_n", {**JUDGE, "users": ["a/ada.json", "b/ada.json"]}, "would both be the user 'ada'"),
+        (
+            "export",
+            {**POLICY, "output_dir": "out", "users": ["a/ada.json", "b/ada.json"]},
+            "would both be the user 'ada'",
+        ),
+        ("generate", {**POLICY, "top_p": 5}, "`top_p=5` above 0 and at most 1"),
+        ("generate", {**POLICY, "max_new_tokens": -1}, "`max_new_tokens=-1` must be at least 1"),
+        ("grpo", {"num_choices": 0}, "`num_choices=0` must be at least 1"),
+        ("np_dpo", {"baseline_steps": -1}, "`baseline_steps=-1` must be at least 1"),
+        ("np_dpo", {"num_train_users": 0}, "`num_train_users=0` must be at least 1"),
+        ("pretrain_gemma", {"hidden_size": 81}, "`hidden_size=81` must be a multiple of 8"),
+        ("pretrain_gemma", {"num_train_epochs": -1}, "`num_train_epochs=-1` and .* must be above 0"),
+        ("pretrain_gemma", {"dataset_name": ["style_population", "x.parquet"]}, "is 'style_population' alone"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_loaded(script, arguments, error, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    if script == "app":
+        pytest.importorskip("gradio")
+    with pytest.raises(ValueError, match=error):
+        runpy.run_path(str(EXAMPLES / f"{script}.py"))["ScriptArguments"](**arguments)
+
+
+def test_prompts_are_messages_to_a_policy_whose_users_chose_between_messages():
+    tokenize, tokenizer = runpy.run_path(str(EXAMPLES / "generate.py"))["tokenize"], tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    assert tokenize(["How?"], tokenizer, False)["input_ids"].tolist() == [tokenizer("How?")["input_ids"]]
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    read = tokenize(["How?", "How do I?"], tokenizer, True)
+    texts = tokenizer.batch_decode(read["input_ids"], skip_special_tokens=True)
+    assert texts == ["[user]How?>", "[user]How do I?>"] and (read["attention_mask"] == 0).sum() > 0
+
+
+def test_what_cannot_write_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    check_writer = runpy.run_path(str(EXAMPLES / "generations.py"))["check_writer"]
+    tiny_reward_model().save_pretrained(tmp_path / "reward")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    for name, what in (("reward", "a reward model"), ("adapter", "an adapter")):
+        with pytest.raises(ValueError, match=f"{name}' is {what}, but a whole language model is needed"):
+            check_writer(str(tmp_path / name))
+    check_writer(tiny_base(tmp_path / "base"))
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_one_that_has_finished(tmp_path, monkeypatch):
+    script = runpy.run_path(str(EXAMPLES / "ablation.py"))
+    run = script["Run"]({"max_steps": 2}, "recipe", 0, str(tmp_path))
+
+    def stop(*args, **kwargs):  # when the first figures are there
+        (run.folder / "eval_results.json").write_text('{"eval_nc0_accuracy": 0.5}')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("subprocess.run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert not run.has_finished
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: None)
+    run.train()
+    assert run.has_finished
+    (run.folder / "eval_results.json").write_text('{"eval_nc0_acc')
+    assert not run.has_finished

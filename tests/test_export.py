@@ -244,6 +244,8 @@ def test_what_cannot_be_exported_is_named(tmp_path):
 class FullDisk:
     """A tokenizer that cannot be saved."""
 
+    init_kwargs = {}
+
     def save_pretrained(self, path):
         raise OSError("No space left on device")
 

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -20,8 +21,11 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):
     assert path.read_text() == "new" and [file.name for file in tmp_path.iterdir()] == ["a.json"]
     with pytest.raises(IsADirectoryError, match="Name a file in it"):
         write_whole(tmp_path, "x")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="there is no folder '.*absent'. Make it first"):
         write_whole(tmp_path / "absent" / "a.json", "x")
+    with pytest.raises(OSError, match="No space left.*'.*a.json'"), whole_file(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as `write` has it, which knows no path
+    assert path.read_text() == "new"
 
 
 def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
@@ -69,3 +73,14 @@ def test_a_folder_appears_when_it_is_complete(tmp_path, monkeypatch, kind):
     assert Path(path, "a").read_text() == "a" and Path.cwd().exists()
     with pytest.raises(FileExistsError, match="There is something in"), whole_folder(path):
         pass
+
+
+def test_a_folder_that_another_process_filled_meanwhile_stays(tmp_path):
+    with (
+        pytest.raises(FileExistsError, match="There is something in .*folder"),
+        whole_folder(tmp_path / "folder") as part,
+    ):
+        (part / "a").write_text("ours")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "a").write_text("theirs")
+    assert (tmp_path / "folder" / "a").read_text() == "theirs" and len(list(tmp_path.iterdir())) == 1

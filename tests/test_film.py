@@ -338,3 +338,29 @@ def test_users_are_a_list_one_a_row(tmp_path, users):
         model.generate(torch.tensor([[5, 6]]), users=users, max_new_tokens=1)
     with pytest.raises(ValueError, match="must be a latent of shape"):
         model.generate(torch.tensor([[5, 6]]), users=["ada"], max_new_tokens=1)
+
+
+def test_users_are_given_once_and_whole(tmp_path):
+    model, (context, mask) = tiny_policy(tmp_path), toy_context(users=2, pairs=3, embed_size=32)
+    embeds, known = {"context_embeds": context}, {"context_mask": mask}
+    film = model.model.infer_film(users(2))
+    for wrong, match in (
+        ({"latents": users(2), **embeds, **known}, "'latents', 'context_embeds'.* says for whom to run"),
+        ({"latents": users(2), "users": [users(1), users(1)]}, "'users', 'latents'.* says for whom to run"),
+        ({"film": film, "latents": users(2)}, "'latents', 'film'.* says for whom to run"),
+        (embeds, "Pass both `context_embeds` and `context_mask`"),
+        (known, "Pass both `context_embeds` and `context_mask`"),
+        ({"context_index": torch.arange(2)}, "no users are given beside it"),
+        ({"latents": [[0.0]]}, "`latents` is a list.* Pass profiles as `users`"),
+    ):
+        for method in (model, lambda *args, **kwargs: model.generate(*args, max_new_tokens=1, **kwargs)):
+            with pytest.raises(ValueError, match=match):
+                method(tokens(2), **wrong)
+
+
+def test_an_index_says_whose_row_each_one_is(tmp_path):
+    model, index = tiny_policy(tmp_path), torch.tensor([1, 0, 1])
+    expected = model(tokens(3), latents=users(2)[index]).logits
+    assert torch.equal(model(tokens(3), latents=users(2), context_index=index).logits, expected)
+    by_users = model(tokens(3), users=list(users(2).split(1)), context_index=index)
+    assert torch.equal(by_users.logits, expected)

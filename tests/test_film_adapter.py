@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from np_trl import FiLMGemmaForCausalLM, NPDPOTrainer, load_policy
 from np_trl.models.checkpoint_format import FORMAT_VERSION
@@ -371,7 +371,7 @@ def test_added_tokens_come_back(tmp_path, architecture, is_tied):
     logits = trainer.model.eval()(tokens).logits
     assert torch.equal(load_policy(str(tmp_path / "adapter")).eval()(tokens).logits, logits)
     randomise(tmp_path / "base") if is_tied else shutil.rmtree(tmp_path / "base")
-    with pytest.raises((ValueError, OSError), match="4 of 5 parts differ|is not a local folder|Repo id"):
+    with pytest.raises((ValueError, OSError), match="4 of 5 parts differ|There is no folder"):
         load_policy(str(tmp_path / "adapter"))
 
 
@@ -476,3 +476,40 @@ def test_adapters_of_np_trl_0_1_are_still_read(trainer, tmp_path, caplog):
     file.write_text(json.dumps(config))
     assert torch.equal(load_policy(str(tmp_path / "adapter")).eval()(TOKENS, **USERS).logits, logits)
     assert not [record for record in caplog.records if record.name.startswith("np_trl")]
+
+
+@pytest.mark.parametrize("film_site", ["block", "lora"])
+def test_no_user_is_forgotten_beside_other_adapters(tmp_path, film_site):
+    model = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out", film_kwargs={"context_config": CONTEXT_CONFIG, "film_site": film_site}),
+        train_dataset=style_rows(),
+        processing_class=tiny_tokenizer(),
+        peft_config=lora(),
+    ).model.eval()
+    torch.nn.init.normal_(model.get_base_model().model.film.modules_to_save["default"].weight, std=0.3)
+    ours = lora(task_type="CAUSAL_LM", modules_to_save=["film", "context_encoder"])
+    for name, config in {"second": ours, "plain": lora(task_type="CAUSAL_LM")}.items():
+        model.add_adapter(name, config)
+    torch.nn.init.normal_(model.get_base_model().model.film.modules_to_save["second"].weight, std=0.3)
+    expected = model(TOKENS, **USERS).logits
+    with pytest.raises(ValueError, match="`adapter_names=.* choose the adapter by `set_adapter`"):
+        model.generate(input_ids=TOKENS, adapter_names=["default"] * 2, max_new_tokens=1, **USERS)
+    assert torch.equal(model(TOKENS, **USERS).logits, expected)  # no hook was left behind
+    context = {"context_embeds": torch.randn(2, 3, 2, 32), "context_mask": torch.ones(2, 3, dtype=torch.bool)}
+    model.set_adapter("plain")
+    for method in (lambda: model(TOKENS, **USERS), lambda: model.infer_latents(**context)):
+        with pytest.raises(ValueError, match="the adapter that is on knows none"):
+            method()
+    model.set_adapter("second")
+    assert not torch.equal(model(TOKENS, **USERS).logits, model(TOKENS).logits)
+    model.set_adapter("default")
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.6)
+    model.save_pretrained(tmp_path / "adapters")
+    loaded = load_policy(tmp_path / "adapters")
+    assert torch.equal(loaded(TOKENS, **USERS).logits, expected)
+    assert loaded.generation_config.temperature == 0.6
+    with pytest.raises(ValueError, match="holds no FiLM"):
+        load_policy(tmp_path / "adapters", subfolder="plain")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert type(PeftModel.from_pretrained(base, tmp_path / "adapters" / "plain")) is not FiLMPeftModel

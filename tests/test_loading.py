@@ -2,6 +2,7 @@ import json
 import logging
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -135,11 +136,15 @@ def test_a_file_is_not_evaluated_on_what_it_is_trained_on(file):
 LOOKS = ["007", "7", "1e3", "NA", "None", "123456789012345678", "123456789012345679", "2020-01-01", " x ", "nan"]
 
 
-@pytest.mark.parametrize("extension", ["csv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("extension", ["csv", "jsonl", "json", "parquet", "TSV", "csv.gz", "ndjson.xz", "json.zip"])
 def test_names_and_texts_stay_what_they_are_in_the_file(tmp_path, extension):
     rows = [{"user_id": look, "chosen": look, "rejected": f"{look}.", "fold": look} for look in LOOKS]
     path = tmp_path / f"pairs.{extension}"
-    if extension == "csv":
+    if extension in ("TSV", "csv.gz"):
+        pd.DataFrame(rows).to_csv(path, sep="\t" if extension == "TSV" else ",", index=False)
+    elif extension in ("ndjson.xz", "json.zip"):
+        pd.DataFrame(rows).to_json(path, orient="records", lines=extension == "ndjson.xz")
+    elif extension == "csv":
         Dataset.from_list(rows).to_csv(path)
     elif extension == "parquet":
         Dataset.from_list(rows).to_parquet(path)
@@ -186,6 +191,32 @@ def test_ids_of_json_lines_are_neither_merged_nor_rounded(tmp_path, values, expe
     path.write_text("\n".join(f'{{"user_id": {value}, "chosen": "a\\u2028"}}' for value in values))
     dataset = load_preferences(str(path))
     assert dataset["user_id"][:] == expected and dataset["chosen"][:] == ["a\u2028"] * 2
+
+
+def test_a_number_and_a_text_of_one_look_are_no_one_user(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"user_id": 7, "chosen": "a", "rejected": "b"}\n{"user_id": "7", "chosen": "a", "rejected": "b"}')
+    with pytest.raises(ValueError, match="`user_id` of the train dataset is .*, but must be .* alike in all rows"):
+        check_preferences(load_preferences(str(path)), "train")
+
+
+def test_what_is_not_there_meets_no_condition(tmp_path):
+    rows = Dataset.from_dict({"user_id": [1, 2, 3], "group": ["None", None, "a"]})
+    rows.with_format("torch").save_to_disk(tmp_path / "rows")
+    assert load_preferences(str(tmp_path / "rows"), where=["group=None"])["user_id"][:] == [1]
+    assert load_preferences(str(tmp_path / "rows"), where=["user_id=2"])["group"][:] == [None]
+
+
+def test_rows_on_disk_have_the_split_that_is_asked_for(tmp_path):
+    rows = Dataset.from_dict({"user_id": ["a"], "chosen": ["b"], "rejected": ["c"]})
+    DatasetDict(train=rows).save_to_disk(tmp_path / "splits")
+    with pytest.raises(ValueError, match=r"has no split 'test', only \['train'\]"):
+        load_preferences(str(tmp_path / "splits"), "test")
+    rows.save_to_disk(tmp_path / "rows")
+    with pytest.raises(ValueError, match="would be evaluated on the rows that it is trained on"):
+        PreferenceArguments(dataset_name=str(tmp_path / "rows")).load()
+    with pytest.raises(ValueError, match="Name a file or dataset with `--dataset_name`"):
+        PreferenceArguments().load()
 
 
 def test_embeddings_of_a_csv_file_are_refused_with_the_mend(tmp_path):

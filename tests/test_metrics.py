@@ -96,7 +96,16 @@ def test_groups_are_not_called_like_other_metrics(group):
     assert len(other) == len(set(other)) and other[f"nc5_{group}s_accuracy"] == 0.0
 
 
-@pytest.mark.parametrize("metric", [UserAccuracy, UserNLL, UserCalibration])
-def test_what_is_no_prediction_is_not_counted_as_one(metric):
-    with pytest.raises(ValueError, match="1 of 2 `margins` are NaN"):
-        metric().compute(margins=[1.0, float("nan")], users=[0, 1])
+@pytest.mark.parametrize(
+    ("metric", "margin"), [(UserAccuracy, None), (UserNLL, float("-inf")), (UserCalibration, float("nan"))]
+)
+def test_what_is_no_prediction_is_not_counted_as_one(metric, margin):
+    with pytest.raises(ValueError, match="1 of 2 `margins` are NaN or infinite"):
+        metric().compute(margins=[1.0, margin], users=[0, 1])
+
+
+def test_a_number_of_contexts_at_which_nobody_has_a_target_has_no_metrics():
+    margins = np.array([[1.0], [np.nan]])
+    prediction = EvalPrediction((margins, np.zeros(2), np.ones((2, 1), dtype=bool)), np.array([[0, 0], [0, 5]]))
+    metrics = num_context_curve(prediction)
+    assert metrics["nc0_users"] == 1 and not any(key.startswith("nc5") for key in metrics)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from np_trl.data.pair_codes import option_text_codes, pair_codes
+from np_trl.data.pair_codes import is_same_pair, option_text_codes, pair_codes
 
 
 def same(rows: list[dict]) -> list[int]:
@@ -74,6 +74,22 @@ def test_embeddings_are_known_by_their_values(dtype):
             {"chosen_embeds": np.array([[0.0], [-0.0]], dtype), "rejected_embeds": np.ones((2, 1), dtype)}
         )
         assert len(set(pair_codes(zeros))) == 1
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_embeddings_of_a_user_that_differ_by_rounding_are_the_same(offset):
+    rng = np.random.default_rng(0)
+    embeds = rng.normal(size=(50, 2, 8)) + offset
+    again = embeds[:, ::-1] + 1e-4 * rng.normal(size=embeds.shape)  # the other way round
+    columns = np.concatenate([embeds, again])
+
+    def rows(**users) -> Dataset:
+        return Dataset.from_dict({"chosen_embeds": columns[:, 0], "rejected_embeds": columns[:, 1], **users})
+
+    codes = pair_codes(rows(user_id=[0] * 100))
+    assert (codes[:50] == codes[50:]).all() and len(set(codes)) == 50
+    assert is_same_pair(embeds, again).all() and not is_same_pair(embeds[1:], embeds[:-1]).any()
+    assert len(set(pair_codes(rows(user_id=[*range(100)])))) == 100  # of other users they are others
 
 
 def test_rows_that_agree_in_texts_or_in_embeddings_are_the_same():

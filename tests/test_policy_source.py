@@ -7,12 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GemmaForCausalLM
 
-from np_trl import NPDPOTrainer, load_policy
+from np_trl import NPDPOTrainer, NPRewardModel, NPRewardTrainer, load_policy
 
-from .testing_utils import dpo_config, losses, style_rows, tiny_base, tiny_tokenizer, with_embeddings
+from .testing_utils import (
+    CONTEXT_CONFIG,
+    dpo_config,
+    embedded_rows,
+    losses,
+    reward_config,
+    style_rows,
+    tiny_base,
+    tiny_policy,
+    tiny_tokenizer,
+    with_embeddings,
+)
 
 
 LORA = {"r": 4, "target_modules": ["q_proj"], "layers_to_transform": [1, 2]}
@@ -188,3 +199,70 @@ def test_columns_of_another_run_are_not_trusted_by_their_name(tmp_path):
     assert len(trainer.train_dataset[0]["prompt_ids"]) > 2
     evaluated = trainer.evaluate(trainer.eval_dataset)  # what the trainer has prepared itself
     assert evaluated["eval_nc2_accuracy"] == trainer.evaluate()["eval_nc2_accuracy"]
+
+
+@pytest.mark.parametrize("path", ["none/such/folder", "./none", "", "a name"])
+def test_a_path_that_is_not_there_is_named(tmp_path, path):
+    base = tiny_base(tmp_path / "base")
+    for load in (
+        load_policy,
+        NPRewardModel.from_pretrained,
+        lambda path: NPRewardTrainer(path, args=reward_config(tmp_path / "out"), train_dataset=embedded_rows()),
+        lambda path: build(path, tmp_path / "out"),
+        lambda path: build(base, tmp_path / "out", LoraConfig(**LORA), context_encoder_path=path),
+    ):
+        with pytest.raises(OSError, match=f"There is no folder '{path}', and no model on the Hub can have that name"):
+            load(path)
+
+
+def test_what_is_no_path_is_named(tmp_path):
+    for path in (None, 3):
+        with pytest.raises(TypeError, match=f"The path of a model is {path}"):
+            load_policy(path)
+    with pytest.raises(TypeError, match="`ref_model` is a str, but must be a model"):
+        NPDPOTrainer(
+            tiny_base(tmp_path / "base"), "ref", args=dpo_config(tmp_path / "out"), train_dataset=style_rows(4)
+        )
+
+
+def test_an_adapter_knows_the_subfolder_of_its_base(tmp_path):
+    tiny_base(tmp_path / "repository" / "inner")
+    build(
+        tmp_path / "repository", tmp_path / "out", LoraConfig(**LORA), model_init_kwargs={"subfolder": "inner"}
+    ).save_model(tmp_path / "adapter")
+    load_policy(tmp_path / "adapter").save_pretrained(tmp_path / "again")
+    assert load_policy(tmp_path / "again").config.num_hidden_layers == 3
+    (tmp_path / "repository").rename(tmp_path / "moved")
+    with pytest.raises(OSError, match="It is the base of the adapter in .*: say where it is by `base_model`"):
+        load_policy(tmp_path / "again")
+    with pytest.raises(OSError, match="holds an adapter, not a model. Load it with `np_trl.load_policy`"):
+        build(tmp_path / "again", tmp_path / "out")
+
+
+def test_fields_of_the_configuration_are_taken_as_transformers_takes_them(tmp_path):
+    base = tiny_base(tmp_path / "base")
+    trainer = build(base, tmp_path / "out", model_init_kwargs={"attention_dropout": 0.25})
+    assert trainer.model.config.attention_dropout == trainer.ref_model.config.attention_dropout == 0.25
+    for name in ("config", "film_site"):
+        with pytest.raises(ValueError, match=f"{name}.* among the arguments of `from_pretrained`"):
+            build(base, tmp_path / "out", model_init_kwargs={name: "attention"})
+
+
+def test_a_policy_is_not_trained_further_as_another_one(tmp_path, caplog):
+    tiny_policy(tmp_path / "base").save_pretrained(tmp_path / "policy")
+    other = {"context_config": CONTEXT_CONFIG, "film_site": "attention"}
+    with pytest.raises(ValueError, match="is a policy already, and `film_kwargs` would change .*'block', 'attention'"):
+        build(tmp_path / "policy", tmp_path / "out", film_kwargs=other)
+    build(load_policy(tmp_path / "policy"), tmp_path / "out", film_kwargs=other)
+    assert "`film_kwargs` is ignored" in caplog.text
+    assert build(tmp_path / "policy", tmp_path / "out").model.config.film_site == "block"
+
+
+def test_adapters_that_could_not_be_saved_with_film_are_refused_before_training(tmp_path):
+    base = tiny_base(tmp_path / "base")
+    for adapter in (
+        PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+        LoraConfig(**LORA, layer_replication=[[0, 2], [1, 3]]),
+    ):
+        with pytest.raises(ValueError, match="FiLM and the context encoder cannot be saved with a prompt"):
+            build(base, tmp_path / "out", adapter)

@@ -1,10 +1,12 @@
 """Profiles of users: exact forgetting, one model's alone, whole or not at all."""
 
+import copy
 import json
 import os
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -389,3 +391,41 @@ def test_the_reference_is_run_without_switching_the_adapter_off_for_others(tmp_p
     policy.base_model.merge_adapter()
     with pytest.raises(ValueError, match="Call `unmerge_adapter` first"):
         reference_policy(policy)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_offloaded_infers_the_same_user(tmp_path, kind):
+    model, tokenizer = build(kind, tmp_path / "model")
+    expected = profile(model, tokenizer, *PAIRS)
+    offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+    assert all(weight.is_meta for weight in offloaded.parameters()) and offloaded.device.type == "cpu"
+    user = profile(offloaded, tokenizer, *PAIRS)
+    torch.testing.assert_close(user.latents, expected.latents)
+    assert fingerprint(offloaded) == fingerprint(model)
+    user.save(tmp_path / "ada.safetensors")
+    assert len(UserProfile.load(tmp_path / "ada.safetensors", model, tokenizer)) == len(PAIRS)
+    numbers = select_pairs([*PAIRS, *MORE], user, n=2, num_samples=4)
+    assert numbers == select_pairs([*PAIRS, *MORE], expected, n=2, num_samples=4)
+
+
+def test_a_compiled_policy_asks_the_same(tmp_path):
+    model, tokenizer = build("policy", tmp_path / "model")
+    compiled = torch.compile(model)
+    users = [profile(one, tokenizer, PAIRS[0]) for one in (model, compiled)]
+    with torch.compiler.set_stance("force_eager"):  # what compiling itself would cost is not needed
+        assert len({tuple(select_pairs(MORE, user, n=2, num_samples=4)) for user in users}) == 1
+
+
+def test_a_fingerprint_is_the_same_where_latents_would_be(tmp_path):
+    model, _ = build("policy", tmp_path / "model")
+    expected = fingerprint(model)
+    for name, value in {
+        "attention_dropout": 0.5,
+        "id2label": {0: "a label"},
+        "initializer_range": 0.5,
+        "output_hidden_states": True,
+        "return_dict": False,
+    }.items():
+        setattr(model.config, name, value)
+    model.config.context_config.dropout = 0.5
+    assert fingerprint(model) == expected

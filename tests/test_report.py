@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from np_trl.metrics.report import save_report, summarize_runs
+from np_trl.metrics.report import read_results, save_report, save_results, summarize_runs
 
 
 def test_runs_are_averaged_with_the_error_of_their_mean():
@@ -33,3 +33,27 @@ def test_a_report_that_is_not_written_to_its_end_leaves_the_former_one(tmp_path,
         save_report(tmp_path / "report.json", {"ratio": 2.5})
     assert json.loads((tmp_path / "report.json").read_text())["figures"] == {"ratio": 1.5}
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize("torn", ['{"eval_nll": 0.', "", "[]", b"\xff"])
+def test_results_are_saved_where_there_is_a_torn_file(tmp_path, caplog, torn):
+    save_results(tmp_path / "out", "train", {"train_loss": 1.0})
+    save_results(tmp_path / "out", "eval", {"eval_nll": 0.5})
+    assert read_results(tmp_path / "out" / "all_results.json") == {"train_loss": 1.0, "eval_nll": 0.5}
+    for name in ("all", "eval"):
+        (tmp_path / "out" / f"{name}_results.json").write_bytes(torn if isinstance(torn, bytes) else torn.encode())
+    assert read_results(tmp_path / "out" / "eval_results.json") is None
+    save_results(tmp_path / "out", "eval", {"eval_nll": 0.4})
+    for name in ("all", "eval"):
+        assert read_results(tmp_path / "out" / f"{name}_results.json") == {"eval_nll": 0.4}
+    assert "all_results.json' was damaged" in caplog.text
+
+
+def test_a_report_holds_no_token(tmp_path, monkeypatch):
+    token = "hf_" + "aB3" * 10
+    monkeypatch.setattr(
+        "sys.argv", ["run.py", "--hub_token", "s3cret", "--hub-token=s3cret", "--other", token, "--seed", "1"]
+    )
+    save_report(tmp_path / "report.json", {})
+    command = json.loads((tmp_path / "report.json").read_text())["command"]
+    assert command == "python run.py --hub_token *** --hub-token=*** --other *** --seed 1"

@@ -1,10 +1,11 @@
 """What is saved and shared of a run: what belongs to the model, whole, and nothing else."""
 
 import json
+import os
 import resource
 import shutil
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from np_trl import NPDPOTrainer, load_policy
+from np_trl.trainer.sharing_trainer import whole_model
 from np_trl.trainer.uploads import files_to_share
 
 from .testing_utils import dpo_config, style_rows, tiny_base, tiny_tokenizer
@@ -155,3 +157,67 @@ def test_a_policy_is_saved_over_an_earlier_one_and_beside_other_files(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert (folder / "ada.safetensors").read_bytes() == weights
     assert not list(folder.glob("model-*")) and not list(folder.glob(".np_trl_*"))
+
+
+def test_a_save_that_is_stopped_leaves_no_weights_of_two_models(tmp_path, monkeypatch):
+    """An earlier save in one file of weights, a new one in two, which a process moves into place until it is killed."""
+    torch.manual_seed(0)
+    models = [AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path / "base")) for _ in range(2)]
+    torch.nn.init.normal_(models[1].model.embed_tokens.weight)
+    expected = [model.model.embed_tokens.weight.clone() for model in models]
+    folder, replace, found = tmp_path / "out", os.replace, set()
+    for moves in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        models[0].save_pretrained(folder)
+        left = iter(range(moves))
+
+        def move_or_stop(*args, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            replace(*args)
+
+        monkeypatch.setattr("np_trl.trainer.sharing_trainer.os.replace", move_or_stop)
+        with suppress(KeyboardInterrupt), whole_model(folder, "gemma") as part:
+            models[1].save_pretrained(part, max_shard_size="20KB")
+        monkeypatch.undo()
+        try:
+            weight = AutoModelForCausalLM.from_pretrained(folder).model.embed_tokens.weight
+        except (OSError, ValueError):
+            found.add("nothing")
+        else:
+            found.add([torch.equal(weight, one) for one in expected].index(True))
+    assert found == {"nothing", 1}
+
+
+def test_a_run_saves_its_metrics_where_those_of_another_are_torn(tmp_path):
+    trainer = build(tmp_path)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "all_results.json").write_text('{"eval_nll": 0.')
+    trainer.save_metrics("eval", {"eval_nll": 0.5})
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text()) == {"eval_nll": 0.5}
+
+
+def test_a_chat_template_of_an_earlier_save_is_not_taken_for_the_tokenizers(tmp_path):
+    chats = tiny_tokenizer()
+    chats.chat_template = {"default": "{{ messages }}", "rag": "{{ documents }}"}
+    build(tmp_path, tokenizer=chats).save_model()
+    folder = tmp_path / "out"
+    assert AutoTokenizer.from_pretrained(folder).chat_template == chats.chat_template
+    chats.chat_template = "{{ messages[0] }}"
+    build(tmp_path, tokenizer=chats).save_model()
+    assert AutoTokenizer.from_pretrained(folder).chat_template == chats.chat_template
+    build(tmp_path).save_model()
+    assert AutoTokenizer.from_pretrained(folder).chat_template is None
+    assert (folder / "chat_template.jinja.old").read_text() == chats.chat_template
+
+
+def test_no_link_out_of_the_folder_is_shared(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    for name in ("config.json", "real.json"):
+        (tmp_path / "model" / name).write_text("{}")
+    os.symlink(tmp_path / "secret", tmp_path / "model" / "README.md")
+    os.symlink(tmp_path / "model" / "real.json", tmp_path / "model" / "generation_config.json")
+    os.symlink(tmp_path / "model", tmp_path / "link")
+    for folder in ("model", "link"):
+        assert files_to_share(tmp_path / folder) == ["config.json", "generation_config.json"]

@@ -118,12 +118,13 @@ def test_streamed_targets_that_the_context_shows_are_left_out_of_an_evaluation(c
     assert len(checked(*tasks, name="train")) == 2  # where contexts may be a part of the targets
     rows = embedded_rows().select_columns(list(EMBED_COLUMNS)).to_list()
     mirrored = dict(zip(EMBED_COLUMNS, (rows[0][EMBED_COLUMNS[1]], rows[0][EMBED_COLUMNS[0]]), strict=True))
-    (task,) = checked({"user_id": 1, "context": rows[:2], "target": [mirrored, rows[3]]})
+    rounded = {name: [value + 1e-5 for value in rows[1][name]] for name in EMBED_COLUMNS}
+    (task,) = checked({"user_id": 1, "context": rows[:2], "target": [mirrored, rounded, rows[3]]})
     assert task["target"] == [rows[3]]
 
 
 def test_what_a_trainer_computes_is_not_taken_from_a_stream():
-    old = {**PAIR, "ref_chosen_logps": -1.0, "ref_rejected_logps": -50.0, "prompt_ids": [1]}
+    old = {**PAIR, "ref_chosen_logps": -1.0, "ref_rejected_logps": -50.0, "prompt_ids": [1], "messages": []}
     (task,) = checked({"user_id": "a", "context": [], "target": [old]})
     assert task["target"] == [PAIR]
 

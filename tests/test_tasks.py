@@ -115,6 +115,16 @@ def test_the_shuffled_control_shows_the_contexts_of_others():
     assert sorted(sum(strangers.values(), [])) == sorted(list(range(7)) * 4)  # everybody equally often
 
 
+def test_a_stranger_of_the_control_gives_no_answers_away():
+    """A person under two names: what a stranger's context shows is not among the targets."""
+    rows = embedded_rows(num_users=1).to_list()
+    twice = PreferenceRows(Dataset.from_list(rows + [{**row, "user_id": 1} for row in rows]))
+    control = EvaluationTasks(twice, [0, 4], num_targets=20, seed=0, shuffled_contexts=[4], num_draws=5)
+    for task in map(control.__getitem__, range(len(control))):
+        contexts, targets = task.draw(SAMPLING)
+        assert len(contexts) == 4 and not set(twice.pair_codes[contexts]) & set(twice.pair_codes[targets])
+
+
 def test_the_shuffled_control_of_two_users_swaps_them():
     rows = PreferenceRows(embedded_rows(num_users=2, pairs_per_user=6))
     control = EvaluationTasks(rows, [0, 4], num_targets=5, seed=0, shuffled_contexts=[4])
@@ -239,6 +249,10 @@ def test_the_group_of_a_user_is_read_from_its_first_row():
         rows.groups("kind")
 
 
+# by how much the embeddings of a pair differ the second time
+ROUNDING = {"text": 0.1, "embedding": 0.0, "rounded embedding": 1e-5}
+
+
 def repeated(known_by: str, mirrored: bool, num_users: int, pairs_per_user: int = 8) -> Dataset:
     """Noise, every pair twice, in random order: the second time as it was or the other way round."""
     rng = np.random.default_rng(0)
@@ -248,15 +262,15 @@ def repeated(known_by: str, mirrored: bool, num_users: int, pairs_per_user: int 
         for pair in range(pairs_per_user):
             sides = [(f"{user} {pair} {side}", rng.normal(size=size)) for side in "ab"]
             for turn in range(2):
-                embeds = [embed + 1e-6 * turn * (known_by == "text") for _, embed in sides]
-                texts = [text + " " * turn * (known_by == "embedding") for text, _ in sides]
+                embeds = [embed + turn * ROUNDING[known_by] * rng.normal(size=size) for _, embed in sides]
+                texts = [text + " " * turn * (known_by != "text") for text, _ in sides]
                 own.append(dict(zip(("chosen", "rejected", *EMBED_COLUMNS), (*texts, *embeds), strict=True)))
                 sides = sides[::-1] if mirrored else sides
         rows += [{"user_id": user, **own[index]} for index in rng.permutation(len(own))]
     return Dataset.from_list(rows)
 
 
-@pytest.mark.parametrize("known_by", ["text", "embedding"])
+@pytest.mark.parametrize("known_by", ROUNDING)
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_what_is_repeated_never_is_both_context_and_target(known_by, mirrored):
     rows = PreferenceRows(repeated(known_by, mirrored, num_users=6))
@@ -269,10 +283,12 @@ def test_what_is_repeated_never_is_both_context_and_target(known_by, mirrored):
         assert len(set(codes[contexts]) | set(codes[targets])) == len(contexts) + 3
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_noise_that_is_doubled_is_predicted_by_chance(mirrored, tmp_path):
+@pytest.mark.parametrize(
+    ("known_by", "mirrored"), [("embedding", False), ("embedding", True), ("rounded embedding", False)]
+)
+def test_noise_that_is_doubled_is_predicted_by_chance(known_by, mirrored, tmp_path):
     """The untrained model scores by the mean difference of the context, and would know a pair that it was shown."""
-    rows = repeated("embedding", mirrored, num_users=250).remove_columns(["chosen", "rejected"])
+    rows = repeated(known_by, mirrored, num_users=250).remove_columns(["chosen", "rejected"])
     args = reward_config(tmp_path, eval_num_contexts=[0, 1, 3, 5], per_device_eval_batch_size=250)
     trainer = NPRewardTrainer(tiny_reward_model(), args=args, train_dataset=rows.select(range(32)), eval_dataset=rows)
     metrics = trainer.evaluate()

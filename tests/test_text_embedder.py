@@ -261,6 +261,22 @@ def test_what_is_no_text_is_not_embedded(value, message):
         TextEmbedder("no/such-embedder").embed_options([{"completion": "a"}, {"completion": value}])
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (None, r"Option 0 has no \['prompt', 'completion'\].*Give a dict"),
+        ({"completion": "a"}, r"Option 0 has no \['prompt'\]"),
+        (
+            {"prompt": [{"role": "user", "content": "How?"}], "completion": "a"},
+            r"\['prompt'\] of option 0 are conversations, but \['completion'\] are text",  # as of a pair in training
+        ),
+    ],
+)
+def test_an_option_is_a_dict_of_parts_of_one_format(option, message):
+    with pytest.raises(ValueError, match=message):
+        TextEmbedder("no/such-embedder", kind="prompt_response").embed_options([option])
+
+
 class Pickle:
     def __reduce__(self):
         return os.mkdir, ("pickle_was_run",)

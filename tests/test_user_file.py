@@ -5,6 +5,7 @@ import json
 import pytest
 
 from np_trl.users import read_pairs
+from np_trl.users.user_file import name_users
 
 from .test_text_context import PAIRS
 from .testing_utils import ROOT
@@ -41,3 +42,19 @@ def test_other_files_are_refused_by_name(tmp_path, content, error):
     with pytest.raises(ValueError, match=error) as raised:
         read_pairs(path)
     assert str(path) in str(raised.value)
+
+
+def test_an_error_shows_little_of_what_a_user_wrote(tmp_path):
+    path = tmp_path / "user.json"
+    path.write_text(json.dumps({"secret " * 100: 1}))
+    with pytest.raises(ValueError, match="holds the keys") as raised:
+        read_pairs(path)
+    assert str(raised.value).count("secret") < 10
+    with pytest.raises(FileNotFoundError, match="There is no file '.*absent.json' with the choices"):
+        read_pairs(tmp_path / "absent.json")
+
+
+def test_no_two_users_get_one_name():
+    assert list(name_users(["a/ada.json", "b/bob.safetensors"])) == ["ada", "bob"]
+    with pytest.raises(ValueError, match="'a/ada.json' and 'b/ada.safetensors' would both be the user 'ada'"):
+        name_users(["a/ada.json", "b/ada.safetensors"])

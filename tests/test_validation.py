@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, List, Value
 
@@ -12,7 +13,7 @@ from np_trl.data.validation import (
     check_embeddings,
     check_option_embeddings,
     check_preferences,
-    drop_computed_columns,
+    drop_foreign_columns,
     drop_ties,
     leave_out_embedding_ties,
     read_embeddings,
@@ -131,12 +132,16 @@ def changed_column(dataset: Dataset, **columns) -> Dataset:
         (lambda n: [{"a": 1}] * n, "is of the type struct<"),
         (lambda n: np.array(["2020-01-01"] * n, dtype="datetime64[s]"), "is of the type timestamp"),
         (lambda n: np.full(n, 123456789012345678.0), "holds 123456789012345680 as a float, which rounds"),
+        (lambda n: np.full(n, 16777217, dtype=np.float32), "holds 16777216 as a float, which rounds"),
+        (lambda n: [b"ada"] * n, "is of the type binary, such as b'ada', but must be text"),
+        (lambda n: pa.array([" "] * n, pa.string_view()), "is blank in 96 of 96 rows"),
     ],
 )
 def test_ids_that_do_not_say_who_chose(ids, message):
     rows = embedded_rows()
+    rows = rows.remove_columns("user_id").add_column("user_id", ids(len(rows)))
     with pytest.raises(ValueError, match=f"`user_id`.* {message}"):
-        check_preferences(changed_column(rows, user_id=ids(len(rows))), "train")
+        check_preferences(rows, "train")
 
 
 @pytest.mark.parametrize(
@@ -211,8 +216,11 @@ def test_all_formats_that_trl_trains_on_are_taken(pair):
 
 def test_columns_named_like_computed_ones_are_left_out(caplog):
     rows = style_rows().add_column("ref_chosen_logps", [-1.0] * 192).add_column("prompt_ids", [[1]] * 192)
-    assert drop_computed_columns(rows, "train").column_names == style_rows().column_names
-    assert "The columns ['prompt_ids', 'ref_chosen_logps'] of the train dataset are left out" in caplog.text
+    rows = rows.add_column("messages", [say("hi")] * 192)  # by which TRL would take the texts for conversations
+    assert drop_foreign_columns(rows, "train").column_names == style_rows().column_names
+    assert (
+        "The columns ['prompt_ids', 'ref_chosen_logps', 'messages'] of the train dataset are left out" in caplog.text
+    )
 
 
 FIXED = Features({"user_id": Value("int64"), **{name: List(Value("float32"), length=6) for name in EMBED_COLUMNS}})
@@ -286,6 +294,13 @@ def test_a_text_with_two_embeddings_is_told(noise, warns, caplog):
     embeds = {name: rng.normal(size=(4, 64)) for name in EMBED_COLUMNS}
     embeds["rejected_embeds"][3] = embeds["chosen_embeds"][1] + noise * rng.normal(size=64)
     texts = {"prompt": ["p", "p", "q", "p"], "chosen": ["a", "b", "b", "c"], "rejected": ["d", "e", "f", "b"]}
-    check_option_embeddings(Dataset.from_dict({"user_id": [0] * 4, **texts, **embeds}), "train")
+    dataset = Dataset.from_dict({"user_id": [0] * 4, **texts, **embeds})
+    check_option_embeddings(dataset, "train", has_texts=True)
     assert ("1 options of the train dataset" in caplog.text) == warns
     assert ("the rejected one of row 3, which row 1 has too" in caplog.text) == warns  # row 2: another prompt
+    check_option_embeddings(dataset.remove_columns("prompt"), "train", has_texts=False)  # which may have been embedded
+    if warns:
+        with pytest.raises(ValueError, match="1 options of the train dataset have another embedding"):
+            check_option_embeddings(dataset, "train", has_texts=False)
+    else:
+        check_option_embeddings(dataset, "train", has_texts=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from figures import HERE, error_bars
+from figures import HERE, error_bars, save_picture
 from trl import TrlParser
 
 
@@ -57,7 +57,7 @@ def main(script_args: ScriptArguments) -> None:
     report = json.loads(Path(script_args.results).read_text())
     picture, ax = plt.subplots(figsize=(4.5, 3.4), layout="constrained")
     draw(ax, report["figures"])
-    picture.savefig(Path(script_args.results_dir) / f"{script_args.figure}.png", dpi=100, bbox_inches="tight")
+    save_picture(picture, Path(script_args.results_dir) / f"{script_args.figure}.png")
 
 
 if __name__ == "__main__":

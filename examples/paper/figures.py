@@ -11,6 +11,7 @@ from transformers import set_seed
 from trl import TrlParser
 
 from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments
+from np_trl.files import whole_file
 from np_trl.metrics.report import save_report
 
 
@@ -32,7 +33,14 @@ class FigureArguments:
     def save(self, picture: Figure, numbers: dict, **facts) -> None:
         """Write the picture and its numbers."""
         save_report(Path(self.results_dir) / f"{self.figure}.json", numbers, num_seeds=self.num_seeds, **facts)
-        picture.savefig(Path(self.results_dir) / f"{self.figure}.png", dpi=100, bbox_inches="tight")
+        save_picture(picture, Path(self.results_dir) / f"{self.figure}.png")
+
+
+def save_picture(picture: Figure, path: Path) -> None:
+    """Write a picture: when it gets its name it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        picture.savefig(part, format="png", dpi=100, bbox_inches="tight")
 
 
 def parse(script_arguments: type, recipe: str) -> tuple[FigureArguments, NPRewardConfig, RewardModelArguments]:

@@ -92,6 +92,12 @@ def embed(dataset: Dataset, embedder: TextEmbedder) -> Dataset:
     return dataset
 
 
+def different_pairs(users: PreferenceRows, number: int) -> np.ndarray:
+    """Rows of the different pairs of a user, so that no question is a target too."""
+    rows = users.of_user(number)
+    return rows[np.sort(np.unique(users.pair_codes[rows], return_index=True)[1])]
+
+
 def split(rows: list[dict], num_open: int, disjoint_prompts: bool, rng: np.random.Generator) -> tuple[list, list]:
     """Split the pairs of a user into questions and targets."""
     if "role" in rows[0]:
@@ -146,7 +152,7 @@ def run(
     correct = {way: [] for way in WAYS}  # of each user, after each number of answers
     known = {way: [] for way in WAYS}
     for number in rng.permutation(len(users)):
-        rows = eval_dataset.select(users.of_user(number)).to_list()
+        rows = eval_dataset.select(different_pairs(users, number)).to_list()
         questions, targets = split(rows, script_args.num_open, training_args.eval_disjoint_prompts, rng)
         if len(questions) <= script_args.num_questions or not targets:
             continue

@@ -160,8 +160,9 @@ def _is_list_of_pairs(value) -> bool:
 
 
 def _user_number(user_id) -> int:
-    """A number of 63 bits for a streamed user, whom no other is likely to share it with, among billions."""
-    return int.from_bytes(hashlib.blake2b(str(user_id).encode(), digest_size=8).digest()) >> 1
+    """A number of 63 bits for a streamed user, whom no other is likely to share it with, among billions. 7 is not "7"."""
+    key = f"{'text' if isinstance(user_id, str) else 'number'} {user_id}"
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
 
 
 def pair_places(items: list[dict[str, Any]], part: str) -> list[str]:

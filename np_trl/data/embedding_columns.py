@@ -1,6 +1,7 @@
 """Columns of embeddings, read as matrices, and what must hold of them."""
 
 import logging
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -67,9 +68,9 @@ def read_matrix(column: pa.ChunkedArray, name: str, where: str, start: int = 0) 
     return matrix
 
 
-def warn_of_two_embeddings(dataset: Dataset, codes: np.ndarray, name: str) -> None:
+def check_one_embedding_each(dataset: Dataset, codes: np.ndarray, name: str, refuse: bool) -> None:
     """
-    Warn where one option has embeddings that differ: they are of two embedders, or of rows that were mixed up.
+    Find options whose embeddings differ: they are of two embedders, or of rows that were mixed up.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -77,13 +78,18 @@ def warn_of_two_embeddings(dataset: Dataset, codes: np.ndarray, name: str) -> No
         codes (`np.ndarray` of shape `(rows, 2)`):
             A number for each distinct option, chosen and rejected.
         name (`str`):
-            What to call the dataset in the log.
+            What to call the dataset in an error.
+        refuse (`bool`):
+            Whether to raise, or to warn: the prompts that were embedded too may not be there.
+
+    Raises:
+        `ValueError`: if there is such an option and `refuse` is true.
     """
     recurs = np.bincount(codes.ravel())[codes] > 1
     rows = np.flatnonzero(recurs.any(axis=1))
     if len(rows) == 0:
         return
-    codes, sketches = codes[rows], _sketch(dataset.select(rows).select_columns(list(EMBED_COLUMNS)))
+    codes, sketches = codes[rows], sketch_embeddings(dataset.select(rows))
     _, first, group = np.unique(codes, return_index=True, return_inverse=True)
     first = first[group.reshape(codes.shape)]  # (rows, 2): where the option occurs first
     flat = sketches.reshape(-1, sketches.shape[-1])
@@ -92,25 +98,41 @@ def warn_of_two_embeddings(dataset: Dataset, codes: np.ndarray, name: str) -> No
     differs = distances > _TOLERANCE * np.maximum(lengths.reshape(codes.shape), lengths[first])
     if differs.any():
         row, side = np.argwhere(differs)[0]
-        logger.warning(
-            "%d options of the %s dataset have another embedding than the same text has elsewhere, such as the %s one of "
-            "row %d, which row %d has too. Embed each text once, with one embedder.",
-            differs.sum(), name, ("chosen", "rejected")[side], rows[row], rows[first[row, side] // 2],
-        )  # fmt: skip
+        message = (
+            f"{differs.sum()} options of the {name} dataset have another embedding than the same text has elsewhere, such as the "
+            f"{('chosen', 'rejected')[side]} one of row {rows[row]}, which row {rows[first[row, side] // 2]} has too. Embed each "
+            "text once, with one embedder."
+        )
+        if refuse:
+            raise ValueError(message)
+        logger.warning(message)
 
 
-def _sketch(dataset: Dataset) -> np.ndarray:
+def sketch_embeddings(dataset: Dataset) -> np.ndarray:
     """
-    The embeddings projected on a few random directions, `(rows, 2, directions)`: distances, but for a factor, in little
-    memory.
+    Project embeddings on a few random directions: distances, but for a factor, in little memory.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with the embedding columns.
+
+    Returns:
+        `np.ndarray` of shape `(rows, 2, directions)`, in double precision.
+
+    Raises:
+        `ValueError`: as [`read_matrix`].
     """
-    sketches, directions = [], None
-    for batch in dataset.with_format("arrow").iter(batch_size=4096):
-        embeds = np.stack([to_matrix(batch.column(column)) for column in EMBED_COLUMNS], axis=1).astype(np.float64)
-        if directions is None:
-            directions = np.random.default_rng(0).standard_normal((embeds.shape[-1], _NUM_DIRECTIONS))
-        sketches.append(embeds @ directions)
+    sketches, start = [], 0
+    for batch in dataset.select_columns(list(EMBED_COLUMNS)).with_format("arrow").iter(batch_size=4096):
+        sides = [read_matrix(batch.column(column), column, "the dataset", start) for column in EMBED_COLUMNS]
+        sketches.append(np.stack([side.astype(np.float64) @ _directions(side.shape[1]) for side in sides], axis=1))
+        start += len(batch)
     return np.concatenate(sketches)
+
+
+@cache
+def _directions(size: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((size, _NUM_DIRECTIONS))
 
 
 def _check_type(kind: pa.DataType, name: str, where: str) -> None:

@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 EMBEDDING_KINDS = tuple(KINDS)
-# values that float16 holds to three digits
-_FLOAT16_RANGE = (1e-3, 65504)
+# by how much float16 may round an embedding, as a share of how far the embeddings spread in that dimension
+_FLOAT16_ROUNDING = 0.01
 # by how much two embeddings of one text may differ, as a share of their length
 _TOLERANCE = 0.01
 
@@ -128,10 +128,19 @@ def _read_table(table: Dataset, kind: str) -> tuple[dict[str, int], np.ndarray]:
     embeddings = read_matrix(column, "embedding", "the table of embeddings")
     keys = table.select_columns("text_id").with_format(None)[:]["text_id"]
     _check_one_embedding_each(column_codes(table, ["text_id"])[:, 0], embeddings, keys)
-    largest = np.abs(embeddings).max().astype(float)
-    is_half = _FLOAT16_RANGE[0] <= largest <= _FLOAT16_RANGE[1]
-    embeddings = embeddings.astype(np.float16 if is_half else np.float32)
-    return {key: index for index, key in enumerate(keys)}, embeddings
+    return {key: index for index, key in enumerate(keys)}, _compress(embeddings)
+
+
+def _compress(embeddings: np.ndarray) -> np.ndarray:
+    """The embeddings in half of the memory, unless that would round away what tells them apart."""
+    if not np.abs(embeddings).max() <= np.finfo(np.float16).max:
+        return embeddings.astype(np.float32)
+    half, spread = embeddings.astype(np.float16), embeddings.std(axis=0, dtype=np.float64)
+    parts = range(0, len(half), 4096)
+    rounding = np.max(
+        [np.abs(embeddings[i : i + 4096] - half[i : i + 4096].astype(float)).max(axis=0) for i in parts], axis=0
+    )
+    return half if (rounding <= _FLOAT16_ROUNDING * spread).all() else embeddings.astype(np.float32)
 
 
 def _check_one_embedding_each(codes: np.ndarray, embeddings: np.ndarray, keys: list[str]) -> None:

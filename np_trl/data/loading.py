@@ -29,7 +29,15 @@ from np_trl.models.texts import plain_text, text_id
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+_BUILDERS = {
+    ".parquet": ("parquet", {}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip")
 # columns whose values are names or texts, whatever they look like
 _NAMES = ("user_id", *ID_COLUMNS, "text_id", "kind", "role")
 _TEXTS = ("prompt", "chosen", "rejected")
@@ -68,12 +76,12 @@ class PreferenceArguments:
 
     def load(self) -> tuple[Dataset, Dataset]:
         """Load the pairs to train on and those to evaluate on."""
+        if self.dataset_name is None:
+            raise ValueError("There is nothing to train on. Name a file or dataset with `--dataset_name`.")
         embeddings = {"embeddings": self.embeddings, "embedding_kind": self.embedding_kind}
         eval_name = self.eval_dataset_name or self.dataset_name
-        is_one_file = (
-            Path(eval_name).suffix in _BUILDERS and Path(eval_name).resolve() == Path(self.dataset_name).resolve()
-        )
-        if is_one_file and self.eval_where == self.where:
+        is_same = Path(eval_name).resolve() == Path(self.dataset_name).resolve()
+        if is_same and _has_one_split(eval_name) and self.eval_where == self.where:
             raise ValueError(
                 f"The file {eval_name!r} would be evaluated on the rows that it is trained on. Name other users with "
                 "`--eval_dataset_name` or `--eval_where`."
@@ -101,12 +109,12 @@ def load_preferences(
 
     Args:
         name (`str`):
-            A file (parquet, JSON lines or CSV), a directory written by `save_to_disk`, or the name of a dataset on the
-            Hub.
+            A file (parquet, JSON, JSON lines, CSV or TSV; compressed or not), a directory written by `save_to_disk`, or the
+            name of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a dataset that has several.
         where (`list[str]`, *optional*):
-            Conditions `column=value` on the rows, all of which must hold.
+            Conditions `column=value` on the rows, all of which must hold. Where there is no value, none holds.
         embeddings (`str`, *optional*):
             A file or dataset with the embeddings of the texts, for [`join_embeddings`].
         embedding_kind (`str`, *optional*, defaults to `"response"`):
@@ -118,7 +126,7 @@ def load_preferences(
         [`~datasets.Dataset`]
 
     Raises:
-        `ValueError`: if a condition names no column, or no row meets them all.
+        `ValueError`: if there is no such split, a condition names no column, or no row meets them all.
     """
     dataset = _select(_load(name, split, config), where or [], name)
     return dataset if embeddings is None else join_embeddings(dataset, _load(embeddings, "train"), embedding_kind)
@@ -236,13 +244,33 @@ def with_roles(contexts: Dataset, targets: Dataset) -> Dataset:
 
 def _load(name: str, split: str, config: str | None = None) -> Dataset:
     path = Path(name)
-    if path.suffix in _BUILDERS:
-        dataset = _load_as_text(_BUILDERS[path.suffix], "train", data_files=name)
-        return _with_names_of_json(dataset, path) if _BUILDERS[path.suffix] == "json" else dataset
+    if suffix := _suffix(name):
+        builder, kwargs = _BUILDERS[suffix]
+        dataset = _load_as_text(builder, "train", data_files=name, **kwargs)
+        return _with_names_of_json(dataset, path) if builder == "json" else dataset
     if path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
         dataset = load_from_disk(name)
-        return dataset if isinstance(dataset, Dataset) else dataset[split]
+        if isinstance(dataset, DatasetDict):
+            if split not in dataset:
+                raise ValueError(
+                    f"{name!r} has no split {split!r}, only {list(dataset)}. Name another folder or file."
+                )
+            dataset = dataset[split]
+        return dataset.with_format(None)
     return _load_as_text(name, split, name=config)
+
+
+def _suffix(name: str) -> str | None:
+    """The suffix that says what a file holds, beneath that of its compression; none of another name."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in _BUILDERS else None
+
+
+def _has_one_split(name: str) -> bool:
+    """Whether the same rows are read of a file or folder, whichever split is asked for."""
+    return _suffix(name) is not None or Path(name, "state.json").exists()
 
 
 def _load_as_text(path: str, split: str, **kwargs) -> Dataset:
@@ -267,17 +295,31 @@ def _with_names_of_json(dataset: Dataset, path: Path) -> Dataset:
     taken = [column for column in (*_NAMES, *_TEXTS) if is_taken(column)]
     if not taken or not path.is_file():
         return dataset
-    text = path.read_text(encoding="utf-8-sig")
-    literal = {"parse_int": str, "parse_float": str, "parse_constant": lambda _: None}
+    # of a file that may be compressed
+    options = {"sample_by": "document", "encoding": "utf-8-sig"}
+    text = "".join(load_dataset("text", data_files=str(path), split="train", **options)["text"][:])
+    literal = {"parse_int": _Literal, "parse_float": _Literal, "parse_constant": lambda _: None}
     if text.lstrip().startswith("["):
         rows = json.loads(text, **literal)
     else:
         rows = [json.loads(line, **literal) for line in text.split("\n") if line.strip()]
     for column in taken:
         values = [row.get(column) for row in rows]
+        if column in _NAMES and _are_confused(values):
+            continue
         if all(isinstance(value, (str, type(None))) for value in values):
             dataset = dataset.remove_columns(column).add_column(column, values)
     return dataset
+
+
+class _Literal(str):
+    """A number of JSON, as it is written."""
+
+
+def _are_confused(values: list) -> bool:
+    """Whether a number and a text are written alike, such as 7 and "7"."""
+    numbers = {value for value in values if isinstance(value, _Literal)}
+    return any(value in numbers and not isinstance(value, _Literal) for value in values if isinstance(value, str))
 
 
 def _select(dataset: Dataset, where: list[str], name: str) -> Dataset:
@@ -289,9 +331,9 @@ def _select(dataset: Dataset, where: list[str], name: str) -> Dataset:
         )
     if not conditions:
         return dataset
-    columns = dataset.select_columns(list(conditions))[:]
+    columns = dataset.with_format(None).select_columns(list(conditions))[:]
     keep = [
-        all(str(value) == wanted for value, wanted in zip(row, conditions.values(), strict=True))
+        all(value is not None and str(value) == wanted for value, wanted in zip(row, conditions.values(), strict=True))
         for row in zip(*(columns[column] for column in conditions), strict=True)
     ]
     if not any(keep):

@@ -2,7 +2,8 @@
 Which preference pairs are the same: those of which the model sees the same.
 
 A pair is its two options, whichever was chosen, after its prompt. It is known by its texts, or by its tokens where a trainer
-has made them, and by the embeddings of its options: two rows that agree in either are one pair.
+has made them, and by the embeddings of its options: two rows that agree in either are one pair. Embeddings agree where they
+differ by rounding alone, as they do when one text is embedded in two batches.
 """
 
 import hashlib
@@ -14,12 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from np_trl.data.embedding_columns import EMBED_COLUMNS
+from np_trl.data.embedding_columns import EMBED_COLUMNS, sketch_embeddings
 from np_trl.models.texts import SIDES, canonical
 
 
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+# by how much the embeddings of one pair may differ, as a share of the distance of its options
+_ROUNDING = 1e-3
+# one of them suffices but where another pair of the user lies between
+_NUM_ORDERS = 3
 
 
 def pair_codes(dataset: Dataset, max_length: int | None = None, truncation: str = "keep_start") -> np.ndarray:
@@ -41,8 +46,45 @@ def pair_codes(dataset: Dataset, max_length: int | None = None, truncation: str 
     elif set(SIDES) <= columns:
         codes.append(_number(*_unordered(*option_text_codes(dataset).T)))
     if set(EMBED_COLUMNS) <= columns:
-        codes.append(_number(*_unordered(*column_codes(dataset, EMBED_COLUMNS).T)))
+        codes += [_number(*_unordered(*column_codes(dataset, EMBED_COLUMNS).T)), *_rounded_codes(dataset)]
     return _join(codes) if codes else np.arange(len(dataset))
+
+
+def is_same_pair(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """
+    Tell whether pairs are the same to a model, whichever of their options was chosen.
+
+    Args:
+        one (`np.ndarray` of shape `(..., 2, E)`), other (`np.ndarray` of a shape that broadcasts with it):
+            Embeddings of the options of pairs, or projections of these.
+
+    Returns:
+        `np.ndarray` of shape `(...)`: whether the embeddings are the same, but for rounding.
+    """
+    (first, second), (others, differences) = _sum_and_difference(one), _sum_and_difference(other)
+    distance = np.linalg.norm(first - others, axis=-1) + np.minimum(
+        np.linalg.norm(second - differences, axis=-1), np.linalg.norm(second + differences, axis=-1)
+    )
+    return distance <= _ROUNDING * np.linalg.norm(second, axis=-1)
+
+
+def _sum_and_difference(embeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.moveaxis(embeds, -2, 0)
+    return first + second, first - second
+
+
+def _rounded_codes(dataset: Dataset) -> list[np.ndarray]:
+    """Number the pairs of each user by their embeddings but for rounding: neighbours in one of several orders."""
+    sketches = sketch_embeddings(dataset)  # (rows, 2, directions)
+    users = column_codes(dataset, ["user_id"])[:, 0] if "user_id" in dataset.column_names else np.zeros(len(dataset))
+    codes = []
+    for direction in range(_NUM_ORDERS):
+        order = np.lexsort((sketches[:, :, direction].sum(axis=1), users))
+        is_same = is_same_pair(sketches[order[1:]], sketches[order[:-1]]) & (users[order[1:]] == users[order[:-1]])
+        numbers = np.empty(len(order), dtype=np.int64)
+        numbers[order] = np.concatenate([[0], np.cumsum(~is_same)])
+        codes.append(numbers)
+    return codes
 
 
 def _option_token_codes(dataset: Dataset, max_length: int | None, truncation: str) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch.utils.data import get_worker_info
 
 from np_trl.data.contextual_collator import pair_places, stack_embeds
 from np_trl.data.embedding_columns import EMBED_COLUMNS
-from np_trl.data.validation import COMPUTED_COLUMNS
+from np_trl.data.pair_codes import is_same_pair
+from np_trl.data.validation import FOREIGN_COLUMNS
 from np_trl.models.texts import SIDES, canonical, check_pair
 
 
@@ -91,7 +93,7 @@ def stream_embeddings(dataset: IterableDataset, max_pairs: int) -> Iterator[torc
         pairs, places = [], []
         for part in ("context", "target"):
             for pair, place in zip(task[part], pair_places([task], part), strict=True):
-                if all(pair.get(column) is not None for column in EMBED_COLUMNS):
+                if _is_embedded(pair):
                     pairs.append(pair)
                     places.append(place)
         if pairs:
@@ -119,7 +121,7 @@ def _check_batch(batch: dict[str, list], name: str, required: tuple[str, ...]) -
 
 def _check_task(task: dict[str, Any], name: str, required: tuple[str, ...]) -> dict[str, Any]:
     user, parts = task["user_id"], {}
-    is_number = isinstance(user, (int, float)) and math.isfinite(user)
+    is_number = isinstance(user, Real) and math.isfinite(user)
     if not is_number and not (isinstance(user, str) and user.strip()):
         raise ValueError(
             f"`user_id` of a task of the {name} dataset is {user!r}, which does not say whose it is. Give text or a number, or "
@@ -133,7 +135,7 @@ def _check_task(task: dict[str, Any], name: str, required: tuple[str, ...]) -> d
         for index, pair in enumerate(pairs):
             texts = {key: value for key, value in pair.items() if value is not None or key in required}
             check_pair(texts, f"pair {index} in {where}", required=required if part == "target" else ())
-        parts[part] = [{key: value for key, value in pair.items() if key not in COMPUTED_COLUMNS} for pair in pairs]
+        parts[part] = [{key: value for key, value in pair.items() if key not in FOREIGN_COLUMNS} for pair in pairs]
     if not parts["target"]:
         raise ValueError(f"The target of user {user!r} in the {name} dataset is empty. Leave the task out.")
     return {**task, **parts}
@@ -141,8 +143,9 @@ def _check_task(task: dict[str, Any], name: str, required: tuple[str, ...]) -> d
 
 def _without_shown(task: dict[str, Any], name: str) -> dict[str, Any]:
     """Leave out the targets that the context shows, in either order."""
-    shown = {key for pair in task["context"] for key in _pair_keys(pair)}
-    targets = [pair for pair in task["target"] if shown.isdisjoint(_pair_keys(pair))]
+    shown = {_text_key(pair) for pair in task["context"]} - {None}
+    is_shown = np.array([_text_key(pair) in shown for pair in task["target"]]) | _is_shown_embedded(task)
+    targets = [pair for pair, is_known in zip(task["target"], is_shown, strict=True) if not is_known]
     if len(targets) < len(task["target"]):
         logger.warning(
             "Left out %d of %d targets of user %r in the %s dataset, which are in its context too.",
@@ -151,13 +154,28 @@ def _without_shown(task: dict[str, Any], name: str) -> dict[str, Any]:
     return {**task, "target": targets}
 
 
-def _pair_keys(pair: dict[str, Any]) -> list[tuple]:
-    """What a pair is known by: its texts and its embeddings, where it has them, in either order."""
-    keys = []
-    if all(pair.get(side) is not None for side in SIDES):
-        options = sorted(json.dumps(canonical(pair[side])) for side in SIDES)
-        before = [json.dumps(canonical(pair.get(key))) for key in ("prompt", "tools", "chat_template_kwargs")]
-        keys.append((*before, *options))
-    if all(pair.get(column) is not None for column in EMBED_COLUMNS):
-        keys.append(tuple(sorted(np.asarray(pair[column], dtype=np.float64).tobytes() for column in EMBED_COLUMNS)))
-    return keys
+def _text_key(pair: dict[str, Any]) -> tuple | None:
+    """What a pair is known by where it has texts, in either order."""
+    if any(pair.get(side) is None for side in SIDES):
+        return None
+    options = sorted(json.dumps(canonical(pair[side])) for side in SIDES)
+    return *(json.dumps(canonical(pair.get(key))) for key in ("prompt", "tools", "chat_template_kwargs")), *options
+
+
+def _is_shown_embedded(task: dict[str, Any]) -> np.ndarray:
+    """Whether each target has, but for rounding, the embeddings of a context pair, in either order."""
+    embeds, numbers = [], []
+    for part in ("context", "target"):
+        numbers.append([index for index, pair in enumerate(task[part]) if _is_embedded(pair)])
+        places = pair_places([task], part)
+        pairs = [task[part][index] for index in numbers[-1]]
+        embeds.append(stack_embeds(pairs, [places[index] for index in numbers[-1]]).double().numpy())
+    is_shown = np.zeros(len(task["target"]), dtype=bool)
+    contexts, targets = embeds
+    if len(contexts) and len(targets) and contexts.shape[2] == targets.shape[2]:
+        is_shown[numbers[1]] = is_same_pair(targets[:, None], contexts).any(axis=1)
+    return is_shown
+
+
+def _is_embedded(pair: dict[str, Any]) -> bool:
+    return all(pair.get(column) is not None for column in EMBED_COLUMNS)

@@ -99,9 +99,11 @@ class EvaluationTask(Task):
     protocol: "EvaluationTasks"
 
     def draw(self, sampling: TaskSampling) -> tuple[np.ndarray, np.ndarray]:
-        contexts, _ = self.protocol.split(self.context_user, self.key)
-        _, targets = self.protocol.split(self.user, self.key)
-        return contexts[: self.num_context], targets[self.share]
+        contexts, targets = self.protocol.split(self.user, self.key)
+        targets = targets[self.share]
+        if self.context_user != self.user:
+            contexts = self.protocol.contexts_of_stranger(self.context_user, self.key, targets)
+        return contexts[: self.num_context], targets
 
     def has_new_options(self) -> np.ndarray:
         """Whether each target is of options that no context pair of this draw has, at its largest N_C: `(targets,)`."""
@@ -245,11 +247,7 @@ class EvaluationTasks(Dataset):
 
     def split(self, user: int, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Draw the row numbers of a user's contexts, nested, and of its targets, all of them different pairs."""
-        pairs = np.random.default_rng((*key, user)).permutation(self.rows.of_user(user))
-        if self._is_plain[user]:
-            contexts, targets = np.split(pairs, [self._max_context[user]])
-        else:
-            contexts, targets = self._split_different(pairs, self._max_context[user])
+        contexts, targets = self._split(user, self._permute(user, key))
         if self._prompts is not None:
             targets = targets[~np.isin(self._prompts[targets], self._prompts[contexts])]
             if len(targets) == 0:
@@ -258,6 +256,23 @@ class EvaluationTasks(Dataset):
                     f"{len(contexts)}. Evaluate without `eval_disjoint_prompts`, or at fewer context pairs."
                 )
         return contexts, targets[: self.num_targets]
+
+    def contexts_of_stranger(self, stranger: int, key: tuple[int, ...], targets: np.ndarray) -> np.ndarray:
+        """
+        Draw a user's contexts, nested, to be shown with the targets of another user, without pairs that are among these: a
+        person under two names is a stranger who gives the answers away.
+        """
+        pairs, codes = self._permute(stranger, key), self.rows.pair_codes
+        return self._split(stranger, pairs[~np.isin(codes[pairs], codes[targets])])[0]
+
+    def _permute(self, user: int, key: tuple[int, ...]) -> np.ndarray:
+        return np.random.default_rng((*key, user)).permutation(self.rows.of_user(user))
+
+    def _split(self, user: int, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._is_plain[user]:
+            contexts, targets = np.split(pairs, [self._max_context[user]])
+            return contexts, targets
+        return self._split_different(pairs, self._max_context[user])
 
     def _split_different(self, pairs: np.ndarray, num_context: int) -> tuple[np.ndarray, np.ndarray]:
         """Split such that no pair comes twice, and that contexts are first those that cannot be targets."""

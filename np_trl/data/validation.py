@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from np_trl.data.embedding_columns import EMBED_COLUMNS, read_matrix, warn_of_two_embeddings
+from np_trl.data.embedding_columns import EMBED_COLUMNS, check_one_embedding_each, read_matrix
 from np_trl.data.pair_codes import TEXT_COLUMNS, option_text_codes
 from np_trl.data.preference_rows import PreferenceRows
 from np_trl.models.texts import SIDES, canonical, check_pair, describe_tie
@@ -15,15 +15,16 @@ from np_trl.models.texts import SIDES, canonical, check_pair, describe_tie
 
 logger = logging.getLogger(__name__)
 
-# what trainers compute of a row: as columns of their own, they are of another run
-COMPUTED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
-# above it a float does not hold every whole number
-_LARGEST_FLOAT_ID = 2**53
+# what trainers compute of a row: as columns of their own, they are of another run. And what TRL reads in other formats, and may
+# take for the format of these rows
+FOREIGN_COLUMNS = (
+    "prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", "completion", "messages", "conversations",
+)  # fmt: skip
 
 
-def drop_computed_columns(dataset: Dataset, name: str) -> Dataset:
+def drop_foreign_columns(dataset: Dataset, name: str) -> Dataset:
     """
-    Leave out columns named like those that a trainer computes itself, with a logged warning.
+    Leave out columns named like those that a trainer computes itself, or reads in other formats, with a logged warning.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -34,9 +35,12 @@ def drop_computed_columns(dataset: Dataset, name: str) -> Dataset:
     Returns:
         [`~datasets.Dataset`]: the other columns.
     """
-    found = [column for column in COMPUTED_COLUMNS if column in dataset.column_names]
+    found = [column for column in FOREIGN_COLUMNS if column in dataset.column_names]
     if found:
-        logger.warning("The columns %s of the %s dataset are left out: they are computed anew.", found, name)
+        logger.warning(
+            "The columns %s of the %s dataset are left out: pairs are read of `chosen` and `rejected`, and all else is computed "
+            "again.", found, name,
+        )  # fmt: skip
     return dataset.remove_columns(found)
 
 
@@ -100,26 +104,29 @@ def check_user_ids(dataset: Dataset, name: str) -> None:
     where = f"{len(ids)} rows of the {name} dataset"
     if ids.null_count:
         raise ValueError(f"`user_id` is null in {ids.null_count} of {where}. Fill it in or drop these rows.")
-    if pa.types.is_nested(kind) or pa.types.is_temporal(kind) or isinstance(kind, pa.BaseExtensionType):
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not (is_text or is_number or pa.types.is_boolean(kind)):
         raise ValueError(
             f"`user_id` of the {name} dataset is of the type {kind}, such as {ids[0].as_py()!r}, but must be text or a whole "
-            "number. Give each user a name."
+            "number, alike in all rows. Give each user a name."
         )
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        blank = pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(ids.cast(kind))), 0)).as_py()
+    if is_text:
+        blank = pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(ids.cast(pa.large_string()))), 0)).as_py()
         if blank:
             raise ValueError(
                 f"`user_id` is blank in {blank} of {where}. It would make one user of all of them: fill it in or drop these rows."
             )
     elif pa.types.is_floating(kind):
-        values = ids.cast(kind).to_numpy().astype(float)
+        values = ids.cast(kind).to_numpy()
         unknown = int((~np.isfinite(values)).sum())
         if unknown:
             raise ValueError(
                 f"`user_id` is NaN or infinite in {unknown} of {where}. It would make one user of all of them: fill it in or drop "
                 "these rows."
             )
-        if np.abs(values).max() >= _LARGEST_FLOAT_ID:
+        # above which a float of its precision does not hold every whole number
+        if np.abs(values).max() >= 2 ** (np.finfo(values.dtype).nmant + 1):
             raise ValueError(
                 f"`user_id` of the {name} dataset holds {np.abs(values).max():.0f} as a float, which rounds such numbers, so that "
                 "users are merged. Read the ids as text or as whole numbers."
@@ -242,18 +249,25 @@ def leave_out_embedding_ties(dataset: Dataset, ties: np.ndarray, name: str, drop
     return _leave_out(dataset, ties, name)
 
 
-def check_option_embeddings(dataset: Dataset, name: str) -> None:
+def check_option_embeddings(dataset: Dataset, name: str, has_texts: bool) -> None:
     """
-    Warn where one text has two embeddings.
+    Check that one text has one embedding.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Preference pairs with checked texts and embeddings; without texts there is nothing to compare.
         name (`str`):
-            What to call the dataset in the log.
+            What to call the dataset in an error.
+        has_texts (`bool`):
+            Whether the model sees the texts too. Then, and without the column `prompt`, an option with two is only warned of.
+
+    Raises:
+        `ValueError`: if a text has two.
     """
-    if set(SIDES) <= set(dataset.column_names):
-        warn_of_two_embeddings(dataset, option_text_codes(dataset), name)
+    columns = set(dataset.column_names)
+    if set(SIDES) <= columns:
+        refuse = "prompt" in columns and not has_texts
+        check_one_embedding_each(dataset, option_text_codes(dataset), name, refuse)
 
 
 def select_users(dataset: Dataset, name: str, required_pairs: int, drop: bool, evaluation: bool = False) -> Dataset:

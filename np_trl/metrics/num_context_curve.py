@@ -64,6 +64,8 @@ def num_context_curve(prediction: EvalPrediction, groups: list[str] | None = Non
     conditions = np.asarray(prediction.label_ids)
     for num_context in np.unique(conditions[:, 1]):
         selected = conditions[:, 1] == num_context
+        if np.isnan(margins[selected]).all():
+            continue
         values = _compute(margins[selected], conditions[selected, 0])
         accuracies[num_context] = _user_accuracies(margins[selected], conditions[selected, 0])
         values["joint_nll"] = float(user_means(-joint[selected], conditions[selected, 0]).mean())

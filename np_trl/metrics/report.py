@@ -16,8 +16,8 @@ from np_trl.files import write_whole
 
 logger = logging.getLogger(__name__)
 
-# an argument that is a secret, and what looks like a token of the Hub wherever it stands
-_SECRETS = re.compile(r"(?<=token[ =])\S+|(?<=password[ =])\S+|(?<=key[ =])\S+|\bhf_\w{8,}", re.IGNORECASE)
+# what must not be in a report: tokens of the Hub
+_SECRETS = re.compile(r"(?<=hub_token[ =])\S+|(?<=hub-token[ =])\S+|\bhf_[A-Za-z0-9]{20,}")
 
 
 def save_report(path: str | Path, figures: dict, **facts) -> None:

@@ -72,11 +72,11 @@ class UserCalibration(_UserMetric):
 
 
 def _read_margins(margins: list[float]) -> np.ndarray:
-    margins = np.asarray(margins)
-    if np.isnan(margins).any():
+    margins = np.asarray(margins, dtype=float)
+    if not np.isfinite(margins).all():
         raise ValueError(
-            f"{np.isnan(margins).sum()} of {len(margins)} `margins` are NaN, which is no prediction. Look at the model: its weights, "
-            "its embeddings or its precision."
+            f"{(~np.isfinite(margins)).sum()} of {len(margins)} `margins` are NaN or infinite, which is no prediction. Look at the "
+            "model: its weights, its embeddings or its precision."
         )
     return margins
 

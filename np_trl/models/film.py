@@ -14,7 +14,7 @@ from .film_generation import FiLMGenerationMixin
 from .hypernetwork import Hypernetwork
 from .layers import pool_tokens
 from .lora_gate import LayerGates, LoRAGate
-from .pairs import check_latents, stack_latents
+from .pairs import check_conditions, check_latents, stack_latents
 from .text_context import TextContextMixin
 from .weights import WholeWeightsMixin
 
@@ -187,7 +187,8 @@ class FiLMModelMixin(FiLMInitMixin):
             input_ids (`torch.LongTensor` of shape `(B, T)`):
                 Tokens.
             latents (`torch.Tensor` of shape `(B, Z)`, *optional*):
-                The latent of each row's user. `None`, without a context either, is the base model.
+                The latent of each row's user; with `context_index`, `(U, Z)`. `None`, without a context either, is the base
+                model.
             context_embeds (`torch.Tensor` of shape `(U, C, 2, E)`, *optional*), context_mask (`torch.Tensor` of shape
                 `(U, C)`, *optional*):
                 The users' context sets, instead of `latents`.
@@ -197,8 +198,10 @@ class FiLMModelMixin(FiLMInitMixin):
                 What `infer_film` returns for the users, instead of all the above, where it serves several calls.
 
         Raises:
-            `ValueError`: if `latents` are not of size Z or not finite, or not one for each row of the batch.
+            `ValueError`: if `latents` are not of size Z or not finite, or not one for each row of the batch; or if users are
+            given in two ways.
         """
+        check_conditions(latents=latents, context_embeds=context_embeds, context_mask=context_mask, film=film)
         if film is None:
             film = self.infer_film(latents, context_embeds, context_mask, context_index)
         if film is not None:
@@ -222,14 +225,19 @@ class FiLMModelMixin(FiLMInitMixin):
             `torch.Tensor` of shape `(B, L, 2, H)`: scales and shifts; or `(B, G)`: gates. `None` without users.
 
         Raises:
-            `ValueError`: if `latents` are not of size Z, not finite, or far beyond those of any choices.
+            `ValueError`: if `latents` are not of size Z, not finite, or far beyond those of any choices; or if users are given
+            in two ways, or not whole.
         """
+        check_conditions(
+            latents=latents, context_embeds=context_embeds, context_mask=context_mask, context_index=context_index
+        )
         if latents is not None:
             check_latents(latents, self.config.context_config.latent_size)
         elif context_embeds is not None:
             latents = self.infer_latents(context_embeds, context_mask)  # (U, Z)
-            latents = latents if context_index is None else latents[context_index]  # (B, Z)
-        return None if latents is None else self.film(latents)
+        if latents is None:
+            return None
+        return self.film(latents if context_index is None else latents[context_index])  # of (B, Z)
 
     @torch.no_grad()
     def embed_options(
@@ -298,6 +306,9 @@ class FiLMForCausalLMMixin(FiLMGenerationMixin, TextContextMixin, FiLMInitMixin)
         Run the language model for the users given by `latents` or by a context ([`FiLMModelMixin.forward`]), or by `users`
         as in [`FiLMGenerationMixin.generate`].
         """
+        check_conditions(
+            users=users, latents=latents, context_embeds=context_embeds, context_mask=context_mask, film=film
+        )
         conditions = {
             "latents": latents if users is None else stack_latents(users, self),
             "context_embeds": context_embeds,

@@ -2,7 +2,7 @@
 
 import torch
 
-from .pairs import stack_latents
+from .pairs import check_conditions, stack_latents
 
 
 # arguments of `generate` that say for whom is written
@@ -32,8 +32,12 @@ class FiLMGenerationMixin:
         An assistant model drafts without the user; what is written is the policy's own, for the user.
 
         Raises:
-            `ValueError`: if latents are not those of this model, or the paged cache is asked for, which knows no users.
+            `ValueError`: if latents are not those of this model, or users are given in two ways, or the paged cache is asked
+            for, which knows no users.
         """
+        check_conditions(
+            users=users, latents=latents, context_embeds=context_embeds, context_mask=context_mask, film=film
+        )
         if film is None:  # else a draft by the policy itself, with early exit
             latents = latents if users is None else stack_latents(users, self)
             film = self.model.infer_film(latents, context_embeds, context_mask, context_index)

@@ -26,6 +26,31 @@ def empty_context(embed_size: int, device: torch.device) -> dict[str, torch.Tens
     return {"context_embeds": torch.zeros(1, 1, len(SIDES), embed_size, device=device), "context_mask": mask}
 
 
+def check_conditions(**conditions) -> None:
+    """
+    Check that a model is told once for whom to run.
+
+    Args:
+        conditions (`dict`):
+            By their names those of `users`, `latents`, `context_embeds`, `context_mask`, `context_index` and `film` that the
+            method takes; `None` where one is not given.
+
+    Raises:
+        `ValueError`: if users are given in two ways, or not whole.
+    """
+    given = [name for name, value in conditions.items() if value is not None]
+    sources = [name for name in given if name not in ("context_mask", "context_index")]
+    if len(sources) > 1:
+        raise ValueError(f"{sources} are given, and each says for whom to run. Pass one of them.")
+    if ("context_mask" in given) != ("context_embeds" in given):
+        raise ValueError(f"Of a context, {given} are given. Pass both `context_embeds` and `context_mask`.")
+    if "context_index" in given and sources in ([], ["film"]):
+        raise ValueError(
+            "`context_index` says whose row each one is, but no users are given beside it. Pass `latents`, `users` or "
+            "`context_embeds` and `context_mask`, or leave it out."
+        )
+
+
 def stack_latents(users: list, model) -> torch.Tensor:
     """
     Stack the latents of users.
@@ -79,6 +104,11 @@ def check_latents(latents: torch.Tensor, latent_size: int, samples: bool = False
     Raises:
         `ValueError`: if they are of another shape, not finite, or beyond `MAX_LATENT`.
     """
+    if not isinstance(latents, torch.Tensor):
+        raise ValueError(
+            f"`latents` is a {type(latents).__name__}, but must be a tensor of shape (rows, {latent_size}). Pass profiles as "
+            "`users`, a list with one for each row."
+        )
     if latents.dim() not in ((2, 3) if samples else (2,)) or latents.shape[-1] != latent_size:
         raise ValueError(
             f"`latents` has shape {tuple(latents.shape)}, but this model takes (rows, {latent_size}): one latent a row. Infer "

@@ -18,8 +18,8 @@ from transformers.configuration_utils import strict
 from transformers.utils import logging
 
 from .layers import pool_tokens
-from .texts import KINDS, check_text, option_text, plain_text
-from .weights import WHY_SAFETENSORS, _check_files
+from .texts import KINDS, check_parts, option_text, plain_text
+from .weights import WHY_SAFETENSORS, check_files
 
 
 logger = logging.get_logger(__name__)
@@ -182,11 +182,12 @@ class TextEmbedder:
         """
         parts = KINDS[self.kind]
         for index, option in enumerate(options):
-            missing = [part for part in parts if part not in option]
+            missing = [part for part in parts if not isinstance(option, dict) or part not in option]
             if missing:
-                raise ValueError(f"Option {index} has no {missing}, but `kind={self.kind!r}` embeds {list(parts)}.")
-            for part in parts:
-                check_text(option[part], part, f"option {index}")
+                raise ValueError(
+                    f"Option {index} has no {missing}, but `kind={self.kind!r}` embeds {list(parts)}. Give a dict with these keys."
+                )
+            check_parts({part: option[part] for part in parts}, f"option {index}")
         texts = [self._render(option) if self.chat_template else option_text(option, self.kind) for option in options]
         return self._embed(texts, device, batch_size, options)
 
@@ -241,7 +242,7 @@ class TextEmbedder:
             )
         except OSError:  # there is none: the weights are in one file
             return
-        _check_files(self.name_or_path, index, None)
+        check_files(self.name_or_path, index, None)
 
     def _load(self, auto_class: type, **kwargs) -> PreTrainedTokenizerBase | PreTrainedModel:
         name = f"The embedder {self.name_or_path!r} (`revision={self.revision!r}`)"

@@ -16,7 +16,7 @@ KINDS = {"response": ("completion",), "prompt_response": ("prompt", "completion"
 # of `chat_template_kwargs`: arguments of `apply_chat_template` that a trainer sets, not variables of a template
 _RESERVED_TEMPLATE_KWARGS = frozenset(
     (
-        "add_generation_prompt", "continue_final_message", "conversation", "max_length", "padding",
+        "add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages", "padding",
         "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "tokenize",
         "tokenizer_kwargs", "tools", "truncation",
     )
@@ -83,8 +83,29 @@ def check_pair(pair: dict, where: str, required: tuple[str, ...] = ("prompt", *S
         raise ValueError(f"{where} is {_show(pair)}, but a preference pair is a dict with {list(required)}.")
     missing = [key for key in required if key not in pair]
     if missing:
-        raise ValueError(f"{where} has no {missing}. Each pair needs {list(required)}.")
-    parts = {name: pair[name] for name in ("prompt", *SIDES) if name in pair}
+        implicit = " Where `chosen` and `rejected` begin with it, TRL's `extract_prompt` tells it apart." * (
+            "prompt" in missing
+        )
+        raise ValueError(f"{where} has no {missing}. Each pair needs {list(required)}.{implicit}")
+    check_parts({name: pair[name] for name in ("prompt", *SIDES) if name in pair}, where)
+    if all(side in pair for side in SIDES) and canonical(pair["chosen"]) == canonical(pair["rejected"]):
+        raise ValueError(describe_tie(where, "the same", pair["chosen"]))
+    _check_template_kwargs(pair, where)
+
+
+def check_parts(parts: dict, where: str) -> None:
+    """
+    Check the parts of a pair or of an option: texts, or conversations, all of one format.
+
+    Args:
+        parts (`dict`):
+            Texts or conversations by their names, such as `"prompt"`.
+        where (`str`):
+            What to call the pair or the option in an error.
+
+    Raises:
+        `ValueError`: if a part is empty, no text, or of another format than the others.
+    """
     for name, value in parts.items():
         check_text(value, name, where)
     conversations = [name for name, value in parts.items() if isinstance(value, list)]
@@ -94,9 +115,6 @@ def check_pair(pair: dict, where: str, required: tuple[str, ...] = ("prompt", *S
             f"{conversations} of {where} are conversations, but {others} are text. Give all of them as lists of messages, or "
             "all as text; where `chosen` and `rejected` are whole conversations, leave `prompt` out."
         )
-    if all(side in parts for side in SIDES) and canonical(pair["chosen"]) == canonical(pair["rejected"]):
-        raise ValueError(describe_tie(where, "the same", pair["chosen"]))
-    _check_template_kwargs(pair, where)
 
 
 def describe_tie(where: str, how: str, shown) -> str:
@@ -158,6 +176,11 @@ def _check_message(message: dict, name: str, where: str) -> None:
         raise ValueError(
             f"A message in `{name}` of {where} has the content {_show(content)}, but it must be text, or parts of text."
         )
+    if calls is not None and not _is_json(calls, list):
+        raise ValueError(
+            f"A message in `{name}` of {where} has the `tool_calls` {_show(calls)}, but they must be a list of calls, of what JSON "
+            "can say."
+        )
     if content is None and not calls:
         raise ValueError(
             f"A message in `{name}` of {where} is empty: it has neither `content` nor `tool_calls`. Fill it in or drop it."
@@ -177,8 +200,8 @@ def _message_text(message: dict) -> str:
 
 
 def _check_template_kwargs(pair: dict, where: str) -> None:
-    kwargs = pair.get("chat_template_kwargs") or {}
-    if not isinstance(kwargs, dict):
+    kwargs = pair.get("chat_template_kwargs", {})
+    if not _is_json(kwargs, dict) or not all(isinstance(key, str) for key in kwargs):
         raise ValueError(
             f"`chat_template_kwargs` of {where} is {_show(kwargs)}, but must be a dict of template variables."
         )
@@ -196,6 +219,15 @@ def _check_template_kwargs(pair: dict, where: str) -> None:
         ) from error
     if not isinstance(tools, (list, type(None))):
         raise ValueError(f"`tools` of {where} is {_show(tools)}, but must be a list of schemas, or their JSON.")
+
+
+def _is_json(value, kind: type) -> bool:
+    """Whether a value is of a kind, and of what JSON can say."""
+    try:
+        json.dumps(canonical(value))
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, kind)
 
 
 def _describe_empty(name: str, where: str) -> str:

@@ -28,9 +28,19 @@ def complete_adapter(
     Returns:
         [`~peft.PeftConfig`]: a copy. Without `target_modules` it has PEFT's own for the base architecture; the context
         encoder and FiLM are trained and saved with it.
+
+    Raises:
+        `ValueError`: if they cannot be saved with an adapter of that kind, or it changes the number of layers.
     """
     if not isinstance(peft_config, PeftConfig):
         return peft_config  # none, or one that TRL refuses
+    fields = peft_config.to_dict()
+    if peft_config.is_prompt_learning or "modules_to_save" not in fields or fields.get("layer_replication"):
+        raise ValueError(
+            f"`peft_config` is a {type(peft_config).__name__} with `layer_replication={fields.get('layer_replication')}`: FiLM and "
+            "the context encoder cannot be saved with a prompt or with tokens alone, and have a part for each layer that the base "
+            "has. Pass another, such as `LoraConfig()`."
+        )
     peft_config = copy.deepcopy(peft_config)
     if _is_open(peft_config):
         # PEFT knows the decoders, not the policies that are made of them; some of its methods have no defaults

@@ -200,9 +200,13 @@ def _check_sizes(path: str, film: dict, shapes: dict[str, tuple[int, ...]]) -> N
             f"the `{CONFIG_NAME}` that was saved with the weights."
         ) from error
     expected = {f"{_ENCODER}{name}": tuple(weight.shape) for name, weight in encoder.state_dict().items()}
-    if _FILM in shapes:
-        outputs = film["num_gates"] if film["film_site"] == "lora" else shapes[_FILM][0]
-        expected[_FILM] = (outputs, config.latent_size)
+    if _FILM not in shapes:
+        raise ValueError(
+            f"The adapter in {path!r} lacks weights {_FILM!r}, which would be random: it knows no users. Save it again with "
+            f"`save_pretrained`, or take the weights that were saved with its `{CONFIG_NAME}`."
+        )
+    outputs = film["num_gates"] if film["film_site"] == "lora" else shapes[_FILM][0]
+    expected[_FILM] = (outputs, config.latent_size)
     for name, shape in expected.items():
         if name in shapes and shapes[name] != shape:
             raise ValueError(
@@ -241,13 +245,16 @@ def _make_config(path: str, adapter: dict, shapes: dict[str, tuple[int, ...]]) -
         raise ValueError(f"The adapter in {path!r} has {_shorten(wrong)}, which should be numbers. {mend}")
     ranks = adapter.get("rank_pattern") or {}
     ranks = {"r": numbers.get("r"), **ranks} if isinstance(ranks, dict) else {"rank_pattern": ranks}
+    smallest = 0 if adapter["peft_type"] == "OFT" else 1  # which has blocks instead
     largest = max((side for shape in shapes.values() for side in shape), default=0)
     wrong = {
-        name: rank for name, rank in ranks.items() if not (rank is None or type(rank) is int and 0 < rank <= largest)
+        name: rank
+        for name, rank in ranks.items()
+        if not (rank is None or type(rank) is int and smallest <= rank <= largest)
     }
     if wrong:
         raise ValueError(
-            f"The adapter in {path!r} has `r` or `rank_pattern` with {_shorten(wrong)}, which should be numbers from 1 to {largest}, the largest "
+            f"The adapter in {path!r} has `r` or `rank_pattern` with {_shorten(wrong)}, which should be numbers from {smallest} to {largest}, the largest "
             f"side of its weights. {mend}"
         )
     return config

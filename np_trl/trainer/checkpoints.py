@@ -52,18 +52,29 @@ def open_checkpoint(folder: str, run: dict | None) -> None:
     write_whole(Path(folder, _NOTE), json.dumps(run))
 
 
-def seal_checkpoint(folder: str) -> None:
+def seal_checkpoint(folder: str, run: dict | None) -> bool:
     """
     Write the seal of a checkpoint. It appears at once, and only when all else is on the disk.
 
     Args:
         folder (`str`):
             A checkpoint that was opened.
+        run (`dict` or `None`):
+            What was said of the run then.
+
+    Returns:
+        `bool`: whether it was sealed. It is not where another run has opened it since: files of both may be in it, so that the
+        other one does not seal it either.
     """
+    note = Path(folder, _NOTE)
+    if not note.exists() or _read_json(note) != run:
+        note.unlink(missing_ok=True)
+        return False
     sync_folder(folder)
-    files, run = {name: _describe(Path(folder, name)) for name in _files(folder)}, _read_json(Path(folder, _NOTE))
+    files = {name: _describe(Path(folder, name)) for name in _files(folder)}
     write_whole(Path(folder, SEAL), json.dumps({"files": files, "run": run, "xxh3": _hash(files, run)}, indent=2))
-    Path(folder, _NOTE).unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
+    return True
 
 
 def is_sealed(folder: str) -> bool:

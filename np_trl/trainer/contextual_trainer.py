@@ -20,7 +20,7 @@ from np_trl.data.validation import (
     check_embed_size,
     check_option_embeddings,
     check_preferences,
-    drop_computed_columns,
+    drop_foreign_columns,
     drop_ties,
     leave_out_embedding_ties,
     read_embeddings,
@@ -76,7 +76,7 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
         Check a dataset and leave out ties and the users who are too short for a task, or raise. `required` are the columns
         of texts, where the model sees those too.
         """
-        dataset = drop_computed_columns(dataset, name)
+        dataset = drop_foreign_columns(dataset, name)
         dataset = drop_ties(dataset, name) if args.drop_ties else dataset
         check_preferences(dataset, name, required)
         if set(EMBED_COLUMNS).isdisjoint(dataset.column_names):
@@ -84,7 +84,7 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
         size, ties = read_embeddings(dataset, name)
         # of texts that differ they are ties in the context alone
         dataset = leave_out_embedding_ties(dataset, ties, name, drop=args.drop_ties or bool(required))
-        check_option_embeddings(dataset, name)
+        check_option_embeddings(dataset, name, has_texts=bool(required))
         dataset = self._select_by_counts(dataset, args, name)
         self._checked[dataset._fingerprint] = size
         return dataset
@@ -260,16 +260,17 @@ class ContextualTrainerMixin(SharingTrainerMixin, ResumableTrainerMixin):
             )
         margins = loss.new_full((len(conditions), self.args.eval_num_targets), torch.nan)
         new_options = torch.zeros_like(margins, dtype=torch.bool)
-        if not self._margins.isfinite().all():  # which would be left out as if there were no target
+        margins[users, targets] = self._margins.to(margins)
+        joint = self._joint_log_likelihood
+        if joint is None:
+            joint = torch.nn.functional.logsigmoid(margins).nansum(dim=1)
+        # a margin would be left out as if there were no target
+        if not (self._margins.isfinite().all() and joint.isfinite().all()):
             raise ValueError(
                 "The log-odds of some choices are not finite, so the model has diverged or overflows in its precision. Lower the "
                 "learning rates, or evaluate in float32."
             )
-        margins[users, targets] = self._margins.to(margins)
         new_options[users, targets] = inputs["new_options"].to(users.device)
-        joint = self._joint_log_likelihood
-        if joint is None:
-            joint = torch.nn.functional.logsigmoid(margins).nansum(dim=1)
         return loss, (margins, joint.to(margins), new_options), conditions
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -15,7 +15,6 @@ from peft import PeftConfig, PeftModel, PeftModelForCausalLM, get_peft_model_sta
 from peft.utils.integrations import gather_params_ctx
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
-from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from np_trl.files import sync_folder
@@ -33,7 +32,7 @@ from np_trl.trainer.adapter_file import (
     hash_file,
     read_adapter,
 )
-from np_trl.trainer.gated_lora import attach_gates
+from np_trl.trainer.gated_lora import attach_gates, knows_users
 
 
 logger = logging.getLogger(__name__)
@@ -59,6 +58,18 @@ _EMBEDDINGS = {
     "base_model.model.model.embed_tokens.weight": PreTrainedModel.get_input_embeddings,
     "base_model.model.lm_head.weight": PreTrainedModel.get_output_embeddings,
 }
+
+
+class _TrainedAlone(ModulesToSaveWrapper):
+    """FiLM or the context encoder, with a copy for each adapter; what these replace was never trained, and knows no users."""
+
+    def _forward_wrapped_passthrough(self, *args, **kwargs):
+        if self.disable_adapters:  # the base model is asked for
+            return super()._forward_wrapped_passthrough(*args, **kwargs)
+        raise ValueError(
+            "Users are given, but the adapter that is on knows none. Switch to one with FiLM and a context encoder "
+            "(`set_adapter`), or leave the users out."
+        )
 
 
 class FiLMPeftModel(PeftModelForCausalLM):
@@ -89,7 +100,7 @@ class FiLMPeftModel(PeftModelForCausalLM):
         for name in NP_MODULES:
             wrapper = getattr(model.get_base_model().model, name)
             if isinstance(wrapper, ModulesToSaveWrapper):
-                wrapper.original_module.register_forward_pre_hook(_refuse_users)
+                wrapper.__class__ = _TrainedAlone
         if model.config.film_site == "lora":
             attach_gates(model)
         return model
@@ -166,8 +177,9 @@ class FiLMPeftModel(PeftModelForCausalLM):
         with TemporaryDirectory(dir=save_directory, prefix=".np_trl_") as part:
             super().save_pretrained(part, True, names, save_embedding_layers, **kwargs)
             folders = ["" if name == "default" else name for name in names]
-            for folder in folders:
-                self._mark(os.path.join(part, folder))
+            for name, folder in zip(names, folders, strict=True):
+                if knows_users(self.peft_config[name]):
+                    self._mark(os.path.join(part, folder))
             sync_folder(part)
             _put_in_place(part, save_directory, sorted(folders, reverse=True))
 
@@ -190,7 +202,7 @@ class FiLMPeftModel(PeftModelForCausalLM):
                 {str(weight.dtype) for name, weight in base.named_parameters() if _is_of_base(name)}
             ),
             "tokens": {field: getattr(base.config, field) for field in TOKEN_FIELDS},
-            "generation_config": base.generation_config.to_diff_dict(),
+            "generation_config": self.generation_config.to_diff_dict(),
             "reference": REFERENCE if Path(path.parent, REFERENCE, CONFIG_NAME).exists() else None,
             "weights": hash_file(path.with_name(WEIGHTS_NAME)),
         }
@@ -218,6 +230,8 @@ class FiLMPeftModel(PeftModelForCausalLM):
         if adapter_name == REFERENCE and REFERENCE in self.peft_config:
             self.delete_adapter(REFERENCE)
         super().add_adapter(adapter_name, *args, **kwargs)
+        if self.config.film_site == "lora":
+            attach_gates(self)
 
     def push_to_hub(self, *args, **kwargs):
         """Share the adapter: [`~peft.PeftModel.push_to_hub`]. Whoever loads it needs the base model."""
@@ -233,14 +247,6 @@ class FiLMPeftModel(PeftModelForCausalLM):
                 "(`NPDPOTrainer.save_merged` with `repo_id`), or tell people which base to give to "
                 "`load_policy(..., base_model=...)`.", path,
             )  # fmt: skip
-
-
-def _refuse_users(module: nn.Module, inputs: tuple) -> None:
-    """A hook of the FiLM and the context encoder that the adapter replaces, which were never trained."""
-    raise ValueError(
-        "Users are given, but the adapter that knows them is switched off (`disable_adapter`), or another one is on "
-        "(`set_adapter`). Switch it on, or leave the users out."
-    )
 
 
 def is_adapter(path: str, **kwargs) -> bool:

@@ -8,6 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from np_trl.models.film import NP_MODULES
 from np_trl.models.lora_gate import DirectionGate
 
 
@@ -78,17 +79,24 @@ def count_directions(
     return sum(layer.r["default"] for _, layer in _lora_layers(model.get_base_model(), "default"))
 
 
+def knows_users(peft_config: PeftConfig) -> bool:
+    """Whether an adapter has FiLM and a context encoder."""
+    return set(NP_MODULES) <= set(peft_config.modules_to_save or ())
+
+
 def attach_gates(model: PeftModel) -> None:
     """
     Let the latent gate the LoRA directions of a policy's adapters, in the order of the layers and of the names in each.
 
-    LoRA elsewhere, such as on the head, is the same for all users.
+    LoRA elsewhere, such as on the head, is the same for all users; so is an adapter that was added without FiLM.
 
     Raises:
         `ValueError`: if an adapter is not plain LoRA, or has another number of directions than the policy has gates.
     """
     base = model.get_base_model()
     for adapter, peft_config in model.peft_config.items():
+        if not knows_users(peft_config):
+            continue
         check_gated_lora(peft_config)
         start = 0
         for decoder_layer, layer in _lora_layers(base, adapter):

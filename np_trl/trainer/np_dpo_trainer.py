@@ -28,11 +28,11 @@ from np_trl.models.texts import SIDES
 from np_trl.models.weights import read_path
 from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
-from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
+from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights, is_adapter
 from np_trl.trainer.gated_lora import check_gated_lora
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
-from np_trl.trainer.policy import check_policy, np_parameters, upcast_np_parameters
+from np_trl.trainer.policy import changed_fields, check_policy, np_parameters, upcast_np_parameters
 from np_trl.trainer.policy_source import PolicySource, used_init_kwargs
 from np_trl.trainer.reference_log_probs import ReferenceLogProbs
 from np_trl.trainer.sharing_trainer import copy_to_cpu, whole_model
@@ -118,6 +118,11 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         if peft_config is None and not isinstance(model, PeftModel):
             _check_output_dir(args.output_dir)
         source = None if isinstance(model, nn.Module) else PolicySource.of(model, args, quantization_config)
+        if not isinstance(ref_model, nn.Module | None):
+            raise TypeError(
+                f"`ref_model` is a {type(ref_model).__name__}, but must be a model. Leave it out, or load it by "
+                "`AutoModelForCausalLM.from_pretrained`."
+            )
         if source is not None:
             self._base_revision = source.commit
             model, peft_config = source.load_policy(film_kwargs, peft_config, embedded, args.seed)
@@ -129,6 +134,10 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         check_policy(model)
         if source is None:
             peft_config = complete_adapter(peft_config, model.config, embedded)
+            if changed := changed_fields(model.config, film_kwargs):
+                logger.warning(
+                    "`film_kwargs` is ignored, as `model` is there already. By name, its own and yours: %s.", changed
+                )
         if model.config.film_site == "lora" and not isinstance(model, PeftModel):
             check_gated_lora(peft_config)
         self._base_weights = None if isinstance(model, PeftModel) else hash_base_weights(model)
@@ -142,6 +151,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                 eval_dataset=eval_dataset,
                 compute_metrics=self._compute_metrics,
                 peft_config=peft_config,
+                quantization_config=quantization_config if source is None else None,  # which TRL says is ignored
                 **kwargs,
             )
         if isinstance(self.model, PeftModel):
@@ -174,10 +184,16 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                 Directory or Hub name of a [`NPRewardModel`] or a policy.
 
         Raises:
-            `ValueError`: if that context encoder has another configuration than the policy's.
+            `ValueError`: if there is none, or it has another configuration than the policy's.
             `OSError`: if there is no such folder, and it is no name on the Hub.
         """
-        source = AutoModel.from_pretrained(read_path(path)).context_encoder
+        path = read_path(path)
+        source = None if is_adapter(path) else getattr(AutoModel.from_pretrained(path), "context_encoder", None)
+        if source is None:
+            raise ValueError(
+                f"{path!r} is an adapter or a model without a context encoder. Give a `NPRewardModel` or a merged policy, as "
+                "`NPDPOTrainer.save_merged` writes it."
+            )
         for target in self.model.modules():
             if isinstance(target, ContextEncoder):
                 if source.config.to_diff_dict() != target.config.to_diff_dict():
@@ -215,7 +231,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         if not self.is_world_process_zero():
             return
         named = {} if repo_id is None else {"source": repo_id, "model_name": repo_id.split("/")[-1]}
-        with whole_model(output_dir, type(model.config).model_type) as folder:
+        with whole_model(output_dir, type(model.config).model_type, self.processing_class) as folder:
             merged = copy_to_cpu(model).merge_and_unload() if isinstance(model, PeftModel) else model
             merged.save_pretrained(folder)
             tokenizer_without_code(self.processing_class).save_pretrained(folder)
@@ -238,12 +254,12 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
 
     def _card_facts(self) -> dict:
         model = self.accelerator.unwrap_model(self.model)
-        is_adapter = isinstance(model, PeftModel)
-        base = model.get_base_model() if is_adapter else model
-        base_name = model.active_peft_config.base_model_name_or_path if is_adapter else base.name_or_path
+        has_adapter = isinstance(model, PeftModel)
+        base = model.get_base_model() if has_adapter else model
+        base_name = model.active_peft_config.base_model_name_or_path if has_adapter else base.name_or_path
         is_text = isinstance(self.train_dataset, Dataset) and "prompt" in self.train_dataset.column_names
         return {
-            "kind": "adapter" if is_adapter else "merged",
+            "kind": "adapter" if has_adapter else "merged",
             "base": base_name,
             "moved_base": public_name(base_name) if self.hub_model_id and Path(base_name).is_dir() else None,
             "base_revision": self._base_revision,

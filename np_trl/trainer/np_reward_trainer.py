@@ -16,6 +16,7 @@ from np_trl.data.preference_rows import ID_COLUMNS
 from np_trl.data.task_stream import check_tasks
 from np_trl.models import NPRewardModel
 from np_trl.models.modeling_np_reward import NPRewardOutput
+from np_trl.models.weights import read_path
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.latent_objectives import (
     joint_log_likelihood,
@@ -78,7 +79,7 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
             raise ValueError("`data_collator` cannot be replaced: it draws the tasks of the users. Leave it out.")
         args = NPRewardConfig("NP-BTL") if args is None else args
         self._check_arguments(args, NPRewardConfig)
-        model = model if isinstance(model, torch.nn.Module) else NPRewardModel.from_pretrained(os.fspath(model))
+        model = model if isinstance(model, torch.nn.Module) else NPRewardModel.from_pretrained(read_path(model))
         self._user_metrics = compute_metrics
         self._option_ids = model.config.option_ids
         super().__init__(

@@ -20,9 +20,11 @@ from np_trl.models import (
     FiLMQwen2ForCausalLM,
     FiLMQwen3ForCausalLM,
 )
+from np_trl.models.checkpoint_format import name_what_is_wrong
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import NP_MODULES, FiLMForCausalLMMixin
 from np_trl.models.hypernetwork import Hypernetwork
+from np_trl.models.weights import check_json_files, read_path
 from np_trl.trainer.film_adapter import is_adapter, load_adapter, read_adapter
 from np_trl.trainer.gated_lora import count_directions
 
@@ -79,6 +81,7 @@ def load_policy(
     Raises:
         `ValueError`: if the architecture has no FiLM version, an adapter holds no FiLM weights or belongs to another base,
         or the model is newer than this code.
+        `TypeError`, `OSError`: if `path` is no path, or there is nothing.
         `OSError`: if there are no safetensors, or they are not whole.
 
     Example:
@@ -87,7 +90,7 @@ def load_policy(
     >>> policy.generate(**inputs, latents=policy.infer_user(pairs, tokenizer))
     ```
     """
-    path = os.fspath(path)
+    path = read_path(path)
     cache = {name: kwargs[name] for name in ("cache_dir", "force_download", "local_files_only") if name in kwargs}
     source = {"revision": revision, "token": token, "subfolder": subfolder, **cache}
     if not is_adapter(path, **source):
@@ -97,6 +100,11 @@ def load_policy(
     if base_model is None:
         base_model, base_revision = adapter.base_model_name_or_path, base_revision or adapter.revision
         kwargs = {"subfolder": film.get("base_subfolder") or "", **kwargs}
+    if not isinstance(base_model, (str, os.PathLike)):
+        raise ValueError(
+            f"The adapter in {path!r} has the base {base_model!r}, which is no path: say where it is by `base_model`."
+        )
+    base_model = read_path(base_model, f"It is the base of the adapter in {path!r}: say where it is by `base_model`.")
     with _without_load_report():
         base = create_policy(base_model, fields, revision=base_revision, token=token, **kwargs)
     return load_adapter(base, path, adapter, film, is_trainable=is_trainable, **source)
@@ -128,12 +136,14 @@ def create_policy(
         peft_config ([`~peft.PeftConfig`], *optional*):
             The adapter that it will get, whose directions are counted where a latent gates them.
         kwargs:
-            Passed to `from_pretrained`.
+            Passed to `from_pretrained`. Fields of the base's configuration take the place of its own.
 
     Raises:
-        `ValueError`: if the architecture has no FiLM version, or a latent cannot gate the adapter.
+        `ValueError`: if the architecture has no FiLM version, or a latent cannot gate the adapter, or `kwargs` hold what is
+        not for them.
     """
     policy, fields = _find_policy(path, **kwargs)
+    kwargs = {name: value for name, value in kwargs.items() if not _is_setting(policy, name)}
     film_kwargs = dict(film_kwargs or {})
     if film_kwargs.get("film_site") == "lora" and film_kwargs.get("num_gates") is None:
         plain = policy.config_class.from_dict(fields)
@@ -178,7 +188,9 @@ def hub_arguments(kwargs: dict) -> dict:
 
 def _find_policy(path: str, **kwargs) -> tuple[type[PreTrainedModel], dict]:
     """The class of the policy that a path holds, or that is made of the decoder there; and the fields of its configuration."""
-    fields, _ = PreTrainedConfig.get_config_dict(path, **hub_arguments(kwargs))
+    check_json_files(path, kwargs.get("subfolder"))
+    with name_what_is_wrong(path):
+        fields, _ = PreTrainedConfig.get_config_dict(path, **hub_arguments(kwargs))
     policies = POLICIES | {policy.config_class.model_type: policy for policy in POLICIES.values()}
     policy = policies.get(fields.get("model_type"))
     if policy is None:
@@ -186,7 +198,50 @@ def _find_policy(path: str, **kwargs) -> tuple[type[PreTrainedModel], dict]:
             f"{path!r} is a model of type {fields.get('model_type')!r}, which has no FiLM version. Supported: "
             f"{sorted(POLICIES)}."
         )
-    return policy, fields
+    refused = sorted(kwargs.keys() & {"config", "output_loading_info", "state_dict", *FILM_FIELDS})
+    if refused:
+        raise ValueError(
+            f"{refused} among the arguments of `from_pretrained`: the configuration and the weights are those of {path!r}. Set "
+            "single fields of the configuration by their names, and those of FiLM by `film_kwargs`."
+        )
+    return policy, {**fields, **{name: value for name, value in kwargs.items() if _is_setting(policy, name)}}
+
+
+def _is_setting(policy: type[PreTrainedModel], name: str) -> bool:
+    """Whether an argument of `from_pretrained` is a field of the configuration, which transformers takes too."""
+    return name in policy.config_class.__dataclass_fields__ and name not in ("dtype", "quantization_config")
+
+
+def check_film_kwargs(path: str, film_kwargs: dict, **kwargs) -> None:
+    """
+    Check that a policy which is there already is not trained further as another one.
+
+    Args:
+        path (`str`), film_kwargs (`dict`), kwargs:
+            Those of [`create_policy`].
+
+    Raises:
+        `ValueError`: if the path holds a policy, and `film_kwargs` name other values than its FiLM has.
+    """
+    policy, fields = _find_policy(path, **kwargs)
+    if fields["model_type"] != policy.config_class.model_type:
+        return
+    changed = changed_fields(policy.config_class.from_dict(fields), film_kwargs)
+    if changed:
+        raise ValueError(
+            f"{path!r} is a policy already, and `film_kwargs` would change its FiLM or context encoder, by name from and to: "
+            f"{changed}. Leave these out of `film_kwargs`, or begin with a plain base model."
+        )
+
+
+def changed_fields(config: PreTrainedConfig, film_kwargs: dict) -> dict[str, tuple]:
+    """Fields of a policy's FiLM config that `film_kwargs` would change: what they are there and here, by name."""
+    found = {name: getattr(config, name) for name in FILM_FIELDS if name != "context_config"} | vars(
+        config.context_config
+    )
+    given = {name: value for name, value in film_kwargs.items() if name != "context_config"}
+    given |= film_kwargs.get("context_config") or {}
+    return {name: (found[name], value) for name, value in given.items() if name in found and found[name] != value}
 
 
 def find_commit(path: str, **kwargs) -> str | None:
@@ -229,10 +284,6 @@ def check_policy(model: nn.Module) -> None:
         raise ValueError(
             "`model` has an adapter without FiLM and context encoder: they would stay frozen and unsaved. Train it with "
             f"`modules_to_save={list(NP_MODULES)}`, which `peft_config` of the trainer adds by itself."
-        )
-    if isinstance(model, PeftModel) and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            "`model` has a frozen adapter, so nothing would be trained. Load it with `load_policy(path, is_trainable=True)`."
         )
 
 

@@ -10,9 +10,17 @@ from typing import Any
 from peft import PeftConfig
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from np_trl.models.weights import read_path
 from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.np_dpo_config import NPDPOConfig
-from np_trl.trainer.policy import create_policy, create_reference, find_commit, hub_arguments, read_policy_config
+from np_trl.trainer.policy import (
+    check_film_kwargs,
+    create_policy,
+    create_reference,
+    find_commit,
+    hub_arguments,
+    read_policy_config,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class PolicySource:
 
         Raises:
             `TypeError`: if it is no path.
+            `OSError`: if there is no such folder, and it is no name on the Hub.
             `ValueError`: if there are two configurations of a quantisation.
         """
         if not isinstance(path, (str, os.PathLike)):
@@ -54,7 +63,7 @@ class PolicySource:
             init_kwargs["quantization_config"] = quantization_config
         if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
             init_kwargs["device_map"] = None
-        return cls(os.fspath(path), init_kwargs)
+        return cls(read_path(path), init_kwargs)
 
     @cached_property
     def commit(self) -> str | None:
@@ -77,7 +86,11 @@ class PolicySource:
 
         Returns:
             `tuple[PreTrainedModel, PeftConfig | None]`: the policy, and the adapter completed.
+
+        Raises:
+            `ValueError`: if the path holds a policy already, and `film_kwargs` are not those that it was trained with.
         """
+        check_film_kwargs(self.path, film_kwargs, **self.init_kwargs)
         config = read_policy_config(self.path, film_kwargs, **self.init_kwargs)
         peft_config = complete_adapter(peft_config, config, embedded, self.commit)
         set_seed(seed)

@@ -50,7 +50,12 @@ class ResumableTrainerMixin:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal_checkpoint(checkpoint)
+            if not seal_checkpoint(checkpoint, self._run):
+                logger.warning(
+                    "Another run saves in %r too, so %r may hold files of both: nobody will go on from it. Give each run an "
+                    "`output_dir` of its own.", self.args.output_dir, checkpoint,
+                )  # fmt: skip
+                return
             remove_old_checkpoints(run_dir, checkpoint, self.state.best_model_checkpoint, limit)
 
     # Override: a checkpoint that was not written to its end, was damaged since, or is another run's, is not resumed from.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from np_trl.files import sync_folder, whole_folder, write_whole
 from np_trl.models.checkpoint_format import tokenizer_without_code
@@ -32,7 +32,9 @@ def copy_to_cpu(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def whole_model(output_dir: str | Path, model_type: str) -> Iterator[Path]:
+def whole_model(
+    output_dir: str | Path, model_type: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Iterator[Path]:
     """
     A folder to save a model to. Its files appear in `output_dir` when all of them are complete, in place of those of an
     earlier save; what else is there stays.
@@ -42,6 +44,8 @@ def whole_model(output_dir: str | Path, model_type: str) -> Iterator[Path]:
             Where the model goes.
         model_type (`str`):
             The type of its configuration.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Its tokenizer, where that is saved too.
 
     Yields:
         `Path`: a new folder.
@@ -64,14 +68,36 @@ def whole_model(output_dir: str | Path, model_type: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".np_trl_") as folder:
         yield Path(folder)
         sync_folder(folder)
-        names = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-        for name in names:
-            path = output_dir / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(folder, name), path)
-        for path in output_dir.iterdir():  # weights of an earlier save, which would be loaded with or before these
-            if re.fullmatch(WEIGHT_FILE, path.name) and path.name not in names:
-                path.unlink()
+        _put_in_place(Path(folder), output_dir)
+    if tokenizer is not None:
+        _set_aside_templates(output_dir, tokenizer)
+
+
+def _put_in_place(part: Path, folder: Path) -> None:
+    """
+    Move a saved model over one that is there. Its configuration is taken away first and comes last: whoever is stopped on the
+    way leaves no model that loads, rather than weights of two saves.
+    """
+    names = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
+    Path(folder, "config.json").unlink(missing_ok=True)
+    for path in list(folder.iterdir()):  # weights of an earlier save, which would be loaded with or before these
+        if re.fullmatch(WEIGHT_FILE, path.name) and path.name not in names:
+            path.unlink(missing_ok=True)
+    for name in sorted(names, key="config.json".__eq__):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part / name, path)
+
+
+def _set_aside_templates(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rename chat templates that an earlier save left beside a tokenizer: they would be loaded as its own."""
+    template = getattr(tokenizer, "chat_template", None)
+    own = set(template) if isinstance(template, dict) else set() if template is None else {"default"}
+    found = {path: path.stem for path in folder.glob("additional_chat_templates/*.jinja")}
+    found |= dict.fromkeys(folder.glob("chat_template.jinja"), "default")
+    for path in [path for path, name in found.items() if name not in own]:
+        logger.warning("%r is not of this model's tokenizer. It was renamed.", str(path))
+        path.replace(path.with_name(f"{path.name}.old"))
 
 
 def _copy_weight(weight: Tensor) -> Tensor:
@@ -149,6 +175,8 @@ class SharingTrainerMixin(UploadingTrainerMixin):
             super()._save(output_dir, state_dict)
         finally:
             self.processing_class = processing_class
+        if processing_class is not None:
+            _set_aside_templates(Path(output_dir or self.args.output_dir), processing_class)
         self._save_card(output_dir or self.args.output_dir)
 
     # Override: the card shows what is saved in eval_results.json.

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
+from np_trl.metrics.report import save_results
+
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 WEIGHT_FILE = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
@@ -62,7 +64,11 @@ def files_to_share(
         patterns.append(r"additional_chat_templates/[^/]+\.jinja")
     if with_state:
         patterns.append(_STATE_FILE)
-    found = (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    inside = Path(folder).resolve()  # a link may lead to what is nobody else's concern
+    files_there = (
+        path for path in Path(folder).rglob("*") if path.is_file() and path.resolve().is_relative_to(inside)
+    )
+    found = (path.relative_to(folder).as_posix() for path in files_there)
     return sorted(path for path in found if path in names or any(re.fullmatch(part, path) for part in patterns))
 
 
@@ -73,12 +79,21 @@ def upload(folder: str | Path, names: list[str], **kwargs) -> CommitInfo:
 
 
 class UploadingTrainerMixin:
-    """Mix into a trainer of transformers or TRL: it uploads the model, and nothing else of its folder."""
+    """
+    Mix into a trainer of transformers or TRL: it uploads the model, and nothing else of its folder. Its files of results are
+    whole or absent.
+    """
 
     @property
     def _default_name(self) -> str:
         """The name of a model that was given none."""
         return Path(self.hub_model_id or self.args.hub_model_id or self.args.output_dir).name
+
+    # Override: `Trainer` leaves a torn file when it is stopped, and fails where it finds one.
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Save metrics: [`~transformers.Trainer.save_metrics`]."""
+        if self.is_world_process_zero():
+            save_results(self.args.output_dir, split, metrics, combined)
 
     # Override: `Trainer` uploads whatever lies in the folder.
     def push_to_hub(

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from np_trl.data.embedding_columns import LARGEST_VALUE, describe_too_large
 from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
 from np_trl.models.pairs import empty_context
 from np_trl.models.texts import SIDES, canonical, check_pair, describe_tie
@@ -171,6 +172,8 @@ def _read_embeds(pair: dict, index: int, embed_size: int) -> torch.Tensor:
                 f"`{name}` has shape {tuple(values.shape)}, but this model takes ({embed_size},), and finite values. "
                 f"Embed the option of pair {index} as in training."
             )
+        if values.abs().max() > LARGEST_VALUE:
+            raise ValueError(describe_too_large(f"`{name}` of pair {index}", float(values.abs().max())))
         columns.append(values)
     ids = [pair.get(name) for name in ID_COLUMNS]  # options that are told apart by a number are no tie
     if torch.equal(*columns) and ids[0] == ids[1]:

@@ -18,19 +18,30 @@ from np_trl.models.weights import sample_weight
 
 # fields of a policy's configuration that change how its trunk embeds options
 _TRUNK_FIELDS = ("context_layer", "option_pooling", "context_max_length", "context_truncation")
-# those of a decoder that do not: how it was loaded and saved, what it ends with, and what is above the trunk
+# those that do not: how a model was loaded, saved and trained, what it returns and ends with, and what is above the trunk
 _OTHER_FIELDS = {
     *FILM_FIELDS,
     "architectures",
+    "attention_dropout",
     "auto_map",
     "bos_token_id",
+    "chunk_size_feed_forward",
+    "dropout",
     "dtype",
+    "embed_dropout",
     "eos_token_id",
     "format_version",
+    "id2label",
+    "initializer_range",
+    "label2id",
     "model_type",
     "num_hidden_layers",
+    "output_attentions",
+    "output_hidden_states",
     "pad_token_id",
+    "problem_type",
     "quantization_config",
+    "return_dict",
     "tie_word_embeddings",
     "torch_dtype",
     "transformers_version",
@@ -44,7 +55,8 @@ _WRAPPING = {"base_model", "model", "modules_to_save", "default", "base_layer"}
 def fingerprint(model: nn.Module) -> str:
     """
     Hash what a latent depends on: the context encoder with its statistics, the options with vectors, and the embedder, which
-    is the policy's trunk or the model that the config names. Neither where a model lies nor its precision counts.
+    is the policy's trunk or the model that the config names. Neither where a model lies counts, nor whether it is in float32 or
+    bfloat16.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):

@@ -93,7 +93,9 @@ class UserProfile:
         pair_key = key_of(pair)
         found = [index for index, choice in enumerate(self._choices) if choice.is_of(pair_key)]
         if not found:
-            raise KeyError(f"None of the {len(self)} choices of this profile is {pair}. Nothing was removed.")
+            raise KeyError(
+                f"None of the {len(self)} choices of this profile is {str(pair)[:60]!r}. Nothing was removed."
+            )
         del self._choices[found[0]]
 
     def merge(self, other: "UserProfile") -> "UserProfile":

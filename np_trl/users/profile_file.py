@@ -35,7 +35,10 @@ def write_profile(path: str | Path, fingerprint: str, keys: list[str], context: 
     facts = {"fingerprint": fingerprint, "choices": keys}
     facts["content"] = _hash(facts, tensors)
     with whole_file(path) as part:
-        save_file(tensors, part, {FACTS: json.dumps(facts)})
+        try:
+            save_file(tensors, part, {FACTS: json.dumps(facts)})
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{str(path)!r} cannot be written ({error}). What was there is there still.") from error
 
 
 def read_profile(path: str | Path, model) -> tuple[str, list[Choice]]:

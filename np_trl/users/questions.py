@@ -165,7 +165,11 @@ class QuestionPool:
         sums = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            sums.append(self._log_probs(rows[part], None if latents is None else latents[part], model or self.model))
+            sums.append(
+                self._log_probs(
+                    rows[part], None if latents is None else latents[part], self.model if model is None else model
+                )
+            )
         chosen, rejected = torch.cat(sums).view(-1, 2).unbind(dim=1)
         return chosen - rejected
 

@@ -39,14 +39,17 @@ def best_of_n(reward_model, prompts: list[Text], candidates: list[list[Text]], u
     >>> best_of_n(reward_model, ["How do I fix the lamp?"], [[" go slowly", " call a friend"]], ada)
     ```
     """
+    for name, values in {"prompts": prompts, "candidates": candidates}.items():
+        if not isinstance(values, list):
+            raise ValueError(f"`{name}` is a {type(values).__name__}, but must be a list: an entry for each prompt.")
     users = users if isinstance(users, list) else [users] * len(prompts)
     for name, values in {"candidates": candidates, "users": users}.items():
         if len(values) != len(prompts):
             raise ValueError(f"`{name}` has {len(values)} entries for {len(prompts)} `prompts`. Give one for each.")
     options, users_of_options = [], []
     for row, texts in enumerate(candidates):
-        if isinstance(texts, str) or not texts or isinstance(texts[0], dict):  # a completion itself, or none
-            raise ValueError(f"`candidates[{row}]` is {texts!r}. Give a list of one completion or more.")
+        if not isinstance(texts, list) or not texts or isinstance(texts[0], dict):  # a completion itself, or none
+            raise ValueError(f"`candidates[{row}]` is {str(texts)[:60]!r}. Give a list of one completion or more.")
         _check_user(users[row], reward_model, f"`users[{row}]`")
         options += [{"prompt": prompts[row], "completion": text} for text in texts]
         users_of_options += [users[row]] * len(texts)
@@ -143,7 +146,7 @@ class UserReward:
         unknown = sorted(set(columns["user_id"]) - set(self.users), key=str)
         if unknown:
             raise ValueError(
-                f"The dataset has the `user_id` {unknown[0]!r}, but `users` does not: it has {len(self.users)}, such as "
+                f"The dataset has the `user_id` {str(unknown[0])[:60]!r}, but `users` does not: it has {len(self.users)}, such as "
                 f"{next(iter(self.users))!r}. Give every `user_id` of the dataset a user."
             )
         return columns["user_id"]

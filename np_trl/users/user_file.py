@@ -1,9 +1,34 @@
 """A user's choices in a file, as the scripts take them."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from np_trl.models.texts import SIDES, check_pair
+
+
+def name_users(paths: Iterable[str | Path]) -> dict[str, Path]:
+    """
+    Name users by their files.
+
+    Args:
+        paths (`Iterable[str | Path]`):
+            A file of each user.
+
+    Returns:
+        `dict[str, Path]`: the files by their names without the ending.
+
+    Raises:
+        `ValueError`: if two users would have the same name.
+    """
+    named = {}
+    for path in map(Path, paths):
+        if path.stem in named:
+            raise ValueError(
+                f"{str(named[path.stem])!r} and {str(path)!r} would both be the user {path.stem!r}. Rename one of the files."
+            )
+        named[path.stem] = path
+    return named
 
 
 def read_pairs(path: str | Path) -> list[dict]:
@@ -25,12 +50,15 @@ def read_pairs(path: str | Path) -> list[dict]:
     form = 'Write {"pairs": [{"prompt": ..., "chosen": ..., "rejected": ...}]}.'
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no file {str(path)!r} with the choices of a user. {form}") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, or no JSON
         raise ValueError(
             f"{str(path)!r} holds no pairs: it cannot be read as JSON ({str(error)[:80]}). {form}"
         ) from error
     if not isinstance(content, dict) or "pairs" not in content:
-        found = f"the keys {sorted(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        # a key may be the text of a user
+        found = f"the keys {str(sorted(content))[:60]}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{str(path)!r} holds {found}, but must be an object with `pairs`. {form}")
     pairs = [] if content["pairs"] is None else content["pairs"]
     if not isinstance(pairs, list):
