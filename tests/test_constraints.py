@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from .testing_utils import ROOT
 
 
-EXTRAS = ("app", "deepspeed", "figures", "quality", "test")
+EXTRAS = ("app", "deepspeed", "figures", "test")  # what the tests are run with
 
 
 def required(name: str, extras: tuple[str, ...], found: dict[str, str]) -> dict[str, str]:
@@ -34,6 +34,7 @@ def test_every_package_has_a_pin_and_is_the_one_that_is_pinned():
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     versions = {key[0]: version for key, version in required("np_trl", EXTRAS, {}).items()}
     assert versions == {name: pins.get(name) for name in versions} and len(versions) > 100
+    assert "ruff" in pins
 
 
 def test_versions_that_are_unsafe_are_too_old():

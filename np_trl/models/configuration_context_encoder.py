@@ -70,9 +70,9 @@ class ContextEncoderConfig(PreTrainedConfig):
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("memory_weights", self.memory_weights, MEMORY_WEIGHTS)
         _check_choice("latent_distribution", self.latent_distribution, LATENT_DISTRIBUTIONS)
-        for name in ("embed_size", "hidden_size", "latent_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
+        for name, limit in {"embed_size": 1, "hidden_size": 0, "latent_size": 1}.items():
+            if getattr(self, name) < limit:
+                raise ValueError(f"`{name}={getattr(self, name)}` must be at least {limit}.")
         if not 0 <= self.memory_size <= self.latent_size:
             raise ValueError(
                 f"`memory_size={self.memory_size}` must lie between 0 and `latent_size={self.latent_size}`: the memory "

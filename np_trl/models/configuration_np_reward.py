@@ -74,9 +74,9 @@ class NPRewardModelConfig(PreTrainedConfig):
         kwargs.setdefault("num_labels", 1)
         super().__post_init__(**without_code(kwargs))
         self.auto_map = dict(_AUTO_MAP)
-        for name in ("embed_size", "hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
+        for name, limit in {"embed_size": 1, "hidden_size": 0}.items():
+            if getattr(self, name) < limit:
+                raise ValueError(f"`{name}={getattr(self, name)}` must be at least {limit}.")
         if self.head not in REWARD_HEADS:
             raise ValueError(f"`head={self.head!r}` is unknown. Choose one of {list(REWARD_HEADS)}.")
 

@@ -146,7 +146,7 @@ class UserReward:
         unknown = sorted(set(columns["user_id"]) - set(self.users), key=str)
         if unknown:
             raise ValueError(
-                f"The dataset has the `user_id` {str(unknown[0])[:60]!r}, but `users` does not: it has {len(self.users)}, such as "
+                f"The dataset has the `user_id` {repr(unknown[0])[:60]}, but `users` does not: it has {len(self.users)}, such as "
                 f"{next(iter(self.users))!r}. Give every `user_id` of the dataset a user."
             )
         return columns["user_id"]
