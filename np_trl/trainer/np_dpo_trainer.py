@@ -155,25 +155,33 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
                 **kwargs,
             )
         if isinstance(self.model, PeftModel):
-            base_weights = self._base_weights
-            if isinstance(self.model, FiLMPeftModel):  # of `load_policy`, which read what its base was
-                base_weights = self.model.base_weights
-            elif base_weights is None:  # it came with an adapter
-                base_weights = hash_base_weights(self.model.get_base_model(), self.model.peft_config)
-            FiLMPeftModel.adopt(self.model, base_weights)
-            if source is not None:
-                self.model.base_subfolder = source.init_kwargs.get("subfolder") or ""
+            self._adopt_adapter(source)
         upcast_np_parameters(self.model)
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
-        config = self.accelerator.unwrap_model(self.model).config
-        config.context_source = "columns" if embedded else "trunk"
-        config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
-        config.dpo_beta = args.beta
+        self._describe_training(args, embedded)
         self.data_collator = ContextualCollator(
             TokenTargets(self.data_collator), args.task_sampling, embed_size=self._embed_size
         )
         self._set_up_contexts()
+
+    def _adopt_adapter(self, source: PolicySource | None) -> None:
+        """Have the adapter save FiLM, and the hashes of the base that it was trained on."""
+        base_weights = self._base_weights
+        if isinstance(self.model, FiLMPeftModel):  # of `load_policy`, which read what its base was
+            base_weights = self.model.base_weights
+        elif base_weights is None:  # it came with an adapter
+            base_weights = hash_base_weights(self.model.get_base_model(), self.model.peft_config)
+        FiLMPeftModel.adopt(self.model, base_weights)
+        if source is not None:
+            self.model.base_subfolder = source.init_kwargs.get("subfolder") or ""
+
+    def _describe_training(self, args: NPDPOConfig, embedded: bool) -> None:
+        """Say in the policy's configuration how it is trained, for its use."""
+        config = self.accelerator.unwrap_model(self.model).config
+        config.context_source = "columns" if embedded else "trunk"
+        config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
+        config.dpo_beta = args.beta
 
     def load_context_encoder(self, path: str) -> None:
         """
