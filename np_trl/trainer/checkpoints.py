@@ -52,22 +52,24 @@ def open_checkpoint(folder: str, run: dict | None) -> None:
     write_whole(Path(folder, _NOTE), json.dumps(run))
 
 
-def seal_checkpoint(folder: str, run: dict | None) -> bool:
+def seal_checkpoint(folder: str, run: dict | None = None) -> bool:
     """
     Write the seal of a checkpoint. It appears at once, and only when all else is on the disk.
 
     Args:
         folder (`str`):
-            A checkpoint that was opened.
-        run (`dict` or `None`):
-            What was said of the run then.
+            A checkpoint that was opened; or, without `run`, one whose content is to be sealed again.
+        run (`dict`, *optional*):
+            What was said of the run when it was opened. What the checkpoint says of it, if not given.
 
     Returns:
         `bool`: whether it was sealed. It is not where another run has opened it since: files of both may be in it, so that the
         other one does not seal it either.
     """
     note = Path(folder, _NOTE)
-    if not note.exists() or _read_json(note) != run:
+    if run is None:
+        run = read_run(folder)
+    elif not note.exists() or _read_json(note) != run:
         note.unlink(missing_ok=True)
         return False
     sync_folder(folder)
