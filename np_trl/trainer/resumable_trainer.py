@@ -1,4 +1,4 @@
-"""A trainer that survives being killed: it goes on from the newest checkpoint of its own run that is whole."""
+"""A trainer that survives being killed: it resumes from the newest checkpoint of its own run that is whole."""
 
 import logging
 import os
@@ -52,7 +52,7 @@ class ResumableTrainerMixin:
         if self.args.should_save:
             if not seal_checkpoint(checkpoint, self._run):
                 logger.warning(
-                    "Another run saves in %r too, so %r may hold files of both: nobody will go on from it. Give each run an "
+                    "Another run saves in %r too, so %r may hold files of both: it cannot be resumed from. Give each run an "
                     "`output_dir` of its own.", self.args.output_dir, checkpoint,
                 )  # fmt: skip
                 return
@@ -65,7 +65,7 @@ class ResumableTrainerMixin:
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint to go on from, or `True` (`"true"` on a command line): the newest one of this run in
+                A checkpoint to resume from, or `True` (`"true"` on a command line): the newest one of this run in
                 `output_dir` that is whole.
             args, kwargs:
                 Passed to [`~transformers.Trainer.train`].
@@ -126,7 +126,7 @@ class ResumableTrainerMixin:
         return run is None or self._run is None or run["id"] == self._run["id"]
 
     def _begin_run(self, asked: str | bool | None) -> tuple[str | None, dict | None, str | None]:
-        """The checkpoint to go on from, what new checkpoints will say of the run, and what is wrong."""
+        """The checkpoint to resume from, what new checkpoints will say of the run, and what is wrong."""
         model = self.accelerator.unwrap_model(self.model)
         base_weights = model.base_weights if isinstance(model, FiLMPeftModel) else self._base_weights
         facts = describe_run(self.args, self.train_dataset, model, base_weights)
@@ -149,7 +149,7 @@ class ResumableTrainerMixin:
         return checkpoint, run, None
 
     def _find_checkpoint(self, asked: str | bool, facts: dict) -> tuple[str | None, str | None]:
-        """The checkpoint to go on from, or what is wrong."""
+        """The checkpoint to resume from, or what is wrong."""
         if str(asked).lower() != "true":
             return asked, self._find_damage(asked) or _find_foreign(asked, facts)
         foreign = None

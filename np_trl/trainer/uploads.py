@@ -22,7 +22,7 @@ _TOKENIZER_FILES = (
     "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json", "tokenizer.json",
     "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
-# what a checkpoint has beside a model, without which no run goes on from it: of one process, DeepSpeed and FSDP
+# what a checkpoint has beside a model, without which no run resumes from it: of one process, DeepSpeed and FSDP
 _STATE_FILE = (
     r"(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth|trainer_state\.json|latest|pytorch_model_fsdp\.bin"
     r"|(global_step\d+|pytorch_model_fsdp_\d+|optimizer_\d+)/.*"

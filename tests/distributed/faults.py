@@ -1,5 +1,5 @@
 """
-Let training runs fail, and go on from their newest whole checkpoint.
+Let training runs fail, and resume from their newest whole checkpoint.
 
 Two runs are killed again and again, at random moments; they run into a full disk, and into Ctrl-C. A third one reads a
 stream with a pair that is not finite. Of a fourth one, in two processes, one process is killed. Prints a JSON line: what was
@@ -66,6 +66,7 @@ class Interrupt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 5:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             signal.raise_signal(signal.SIGINT)  # to this thread, so that it is raised here
 
 

@@ -1,4 +1,4 @@
-"""A run that fails, for whatever reason, goes on from its newest whole checkpoint, as if nothing had been."""
+"""A run that fails, for whatever reason, resumes from its newest whole checkpoint, as if nothing had been."""
 
 import json
 import sys
