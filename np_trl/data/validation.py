@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from np_trl.data.embedding_columns import EMBED_COLUMNS, check_one_embedding_each, read_matrix
-from np_trl.data.pair_codes import TEXT_COLUMNS, option_text_codes
+from np_trl.data.pair_codes import TEXT_COLUMNS, TOKEN_COLUMNS, option_text_codes
 from np_trl.data.preference_rows import PreferenceRows
 from np_trl.models.texts import SIDES, canonical, check_pair, describe_tie
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # what trainers compute of a row: as columns of their own, they are of another run. And what TRL reads in other formats, and may
 # take for the format of these rows
 FOREIGN_COLUMNS = (
-    "prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", "completion", "messages", "conversations",
+    *TOKEN_COLUMNS, "ref_chosen_logps", "ref_rejected_logps", "completion", "messages", "conversations",
 )  # fmt: skip
 
 

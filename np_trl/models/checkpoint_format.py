@@ -36,7 +36,7 @@ def check_format(version: int) -> None:
 
 
 def without_code(fields: dict) -> dict:
-    """Return fields of a configuration but those that name code: a base model's must not go on with what is made of it."""
+    """Return fields of a configuration but those that name code: a base model's must not be kept by what is made of it."""
     return {
         name: without_code(value) if isinstance(value, dict) else value
         for name, value in fields.items()

@@ -17,6 +17,7 @@ from trl import DPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from np_trl.data import ContextualCollator, EvaluationTasks, PreferenceRows, TokenTargets
+from np_trl.data.pair_codes import TOKEN_COLUMNS
 from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.data.task_stream import check_tasks
 from np_trl.data.validation import check_embeddings
@@ -394,7 +395,7 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         """Embed every option once with the trunk, each process its share: `(rows, 2, H)`."""
         was_training = model.training
         model.eval()
-        rows = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+        rows = dataset.select_columns(list(TOKEN_COLUMNS))
         lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
         order = torch.tensor(lengths).argsort()
         embeds = torch.zeros(len(rows), 2, model.config.hidden_size)

@@ -165,7 +165,7 @@ class ResumableTrainerMixin:
         )
 
     def _find_damage(self, checkpoint: str) -> str | None:
-        mend = "Go on from another one; `resume_from_checkpoint=True` takes the newest that is whole."
+        mend = "Resume from another one; `resume_from_checkpoint=True` takes the newest that is whole."
         if is_unfinished(checkpoint):
             return f"The checkpoint {checkpoint!r} was not written to its end. {mend}"
         if not is_sealed(checkpoint):

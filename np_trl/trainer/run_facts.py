@@ -11,12 +11,12 @@ from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 
+from np_trl.data.pair_codes import TOKEN_COLUMNS
 from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
 
 
 # columns that training reads
-_TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-_COLUMNS = ("user_id", *_TOKEN_COLUMNS, *ID_COLUMNS, *EMBED_COLUMNS)
+_COLUMNS = ("user_id", *TOKEN_COLUMNS, *ID_COLUMNS, *EMBED_COLUMNS)
 
 # fields of a model's or an adapter's configuration that say where it is and how it was loaded, or that training sets later
 _PASSING_FIELDS = {
@@ -149,8 +149,8 @@ def _describe_data(dataset: Dataset | IterableDataset, config) -> dict:
     if isinstance(dataset, IterableDataset):  # which nobody reads before it is trained on
         return {"is_stream": True}
     columns = [name for name in _COLUMNS if name in dataset.column_names]
-    if set(_TOKEN_COLUMNS) <= set(columns) and config.to_dict().get("context_source") == "trunk":
-        # computed from the tokens, and not to the bit on every machine
+    if set(TOKEN_COLUMNS) <= set(columns) and config.to_dict().get("context_source") == "trunk":
+        # computed from the tokens, and not bit-identical on every machine
         columns = [name for name in columns if name not in EMBED_COLUMNS]
     users = len(dataset.unique("user_id"))
     return {"is_stream": False, "pairs": len(dataset), "users": users, "contents": hash_rows(dataset, columns)}

@@ -234,7 +234,7 @@ class SharingTrainerMixin(UploadingTrainerMixin):
         raise NotImplementedError
 
     def _accuracy_curves(self) -> list[AccuracyCurve]:
-        """The last evaluation, of this trainer or of the run that it goes on with."""
+        """The last evaluation, of this trainer or of the run that it resumes."""
         names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
         return accuracy_curves(self._evaluation or self._logged_evaluation(names), names)
 

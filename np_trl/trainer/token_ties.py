@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from np_trl.data.pair_codes import TOKEN_COLUMNS
 from np_trl.models.text_context import describe_token_tie, truncate_pair
 from np_trl.models.texts import SIDES
 from np_trl.trainer.np_dpo_config import NPDPOConfig
@@ -27,9 +28,8 @@ def find_token_ties(prepared: Dataset, args: NPDPOConfig, name: str) -> list[int
     Raises:
         `ValueError`: if nothing is left of a completion, or if there are ties that are not to be dropped.
     """
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    table = prepared.select_columns(list(columns)).with_format("arrow")[:]
-    prompt, chosen, rejected = (pc.list_value_length(table[column]).to_numpy() for column in columns)
+    table = prepared.select_columns(list(TOKEN_COLUMNS)).with_format("arrow")[:]
+    prompt, chosen, rejected = (pc.list_value_length(table[column]).to_numpy() for column in TOKEN_COLUMNS)
     lengths = prompt + np.minimum(chosen, rejected)
     is_cut = np.zeros(len(prepared), dtype=bool) if args.max_length is None else lengths >= args.max_length
     ties = []
