@@ -18,8 +18,9 @@ from pathlib import Path
 import yaml
 from trl import TrlParser
 
+from np_trl.evaluation.report import save_report, summarize_runs
 from np_trl.files import write_whole
-from np_trl.metrics.report import read_results, save_report, summarize_runs
+from np_trl.metrics.results import read_results
 from np_trl.users.posterior import check_at_least
 
 

@@ -26,16 +26,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from baseline_models import PopulationScore, empirical_bayes, from_scratch, linear_features
 from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 from trl import TrlParser
 
-from np_trl import NPRewardConfig, NPRewardModelConfig, NPRewardTrainer, RewardModelArguments
+from np_trl import NPRewardConfig, NPRewardModelConfig, NPRewardTrainer
 from np_trl.data.embeddings import add_option_ids
-from np_trl.data.loading import PreferenceArguments
 from np_trl.data.preference_rows import option_ids
-from np_trl.metrics.report import save_report, summarize_runs
+from np_trl.evaluation.report import save_report, summarize_runs
+from np_trl.evaluation.reward_baselines import PopulationScore, empirical_bayes, from_scratch, linear_features
+from np_trl.scripts.preference_arguments import PreferenceArguments
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 # one number is trained: the variance of the prior

@@ -13,11 +13,11 @@ python examples/best_of_n.py \
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from generations import check_writer
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import TrlParser
 
 from np_trl import NPRewardModel, UserProfile, best_of_n
+from np_trl.evaluation.generations import check_writer
 from np_trl.models.texts import check_text
 from np_trl.users import read_pairs
 from np_trl.users.posterior import check_at_least

@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from generations import check_writer, share_grammatical, style_judge, write
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -39,15 +38,17 @@ from np_trl import (
     NPRewardConfig,
     NPRewardModel,
     NPRewardTrainer,
-    RewardModelArguments,
     TextEmbedder,
     UserProfile,
     UserReward,
     best_of_n,
 )
-from np_trl.data import PreferenceRows, style_population
+from np_trl.data import PreferenceRows
 from np_trl.data.loading import load_preferences
-from np_trl.data.style_population import STYLES, split_prompts
+from np_trl.evaluation.generations import check_writer, share_grammatical, style_judge, write
+from np_trl.populations import style_population
+from np_trl.populations.style import STYLES, split_prompts
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 from np_trl.trainer.uploads import UploadingTrainerMixin
 from np_trl.users import read_pairs
 from np_trl.users.posterior import check_at_least

@@ -17,11 +17,12 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import TrlParser
 
-from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments
+from np_trl import NPRewardConfig, NPRewardTrainer
 from np_trl.data.embeddings import add_option_ids
-from np_trl.data.loading import PreferenceArguments
 from np_trl.data.preference_rows import ID_COLUMNS, option_ids
-from np_trl.metrics.report import save_report, summarize_runs
+from np_trl.evaluation.report import save_report, summarize_runs
+from np_trl.scripts.preference_arguments import PreferenceArguments
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 @dataclass

@@ -39,7 +39,6 @@ _PUBLIC = {
     "NPRewardModelConfig": "np_trl.models",
     "NPRewardTrainer": "np_trl.trainer",
     "QuestionPool": "np_trl.users",
-    "RewardModelArguments": "np_trl.trainer",
     "TextEmbedder": "np_trl.models",
     "UserAccuracy": "np_trl.metrics",
     "UserCalibration": "np_trl.metrics",
@@ -52,7 +51,7 @@ _PUBLIC = {
     "load_policy": "np_trl.trainer",
     "sample_latents": "np_trl.users",
     "select_pairs": "np_trl.users",
-    "simulate_users": "np_trl.data",
+    "simulate_users": "np_trl.populations",
 }
 
 __all__ = ["__version__", *_PUBLIC]
@@ -69,7 +68,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from np_trl.data import ContextualCollator, simulate_users
+    from np_trl.data import ContextualCollator
     from np_trl.metrics import UserAccuracy, UserCalibration, UserNLL
     from np_trl.models import (
         ContextEncoder,
@@ -99,12 +98,12 @@ if TYPE_CHECKING:
         NPRewardModelConfig,
         TextEmbedder,
     )
+    from np_trl.populations import simulate_users
     from np_trl.trainer import (
         NPDPOConfig,
         NPDPOTrainer,
         NPRewardConfig,
         NPRewardTrainer,
-        RewardModelArguments,
         load_policy,
     )
     from np_trl.users import (

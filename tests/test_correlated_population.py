@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from np_trl.data.correlated_population import (
+from np_trl.populations.correlated import (
     correlated_bayes_error,
     correlated_conflict_rate,
     correlated_population,

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from dpo_baselines import DPOBaselines, _pool, draw_evaluation
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer
+from np_trl.evaluation.dpo_baselines import DPOBaselines, _pool, draw_evaluation
 
 from .testing_utils import dpo_config, style_rows, tiny_base, tiny_tokenizer
 

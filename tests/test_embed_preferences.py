@@ -13,13 +13,14 @@ from datasets import Dataset, load_dataset
 from np_trl import NPRewardModel, NPRewardTrainer, TextEmbedder
 from np_trl.data import embeddings
 from np_trl.data.embeddings import join_embeddings, options_of, text_id
+from np_trl.scripts import embed as embed_script
 
 from .distributed.test_distributed import ENVIRONMENT, TORCHRUN
 from .distributed.test_distributed import run as run_command
 from .test_examples import EXAMPLES, results
 from .test_examples import run as run_example
-from .test_prepare import load_script, prompts, write_ultrafeedback
 from .test_text_embedder import chat_gemma, tiny_bert
+from .test_ultrafeedback import prompts, write_ultrafeedback
 from .testing_utils import reward_config, style_rows, tiny_base
 
 
@@ -59,12 +60,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.fixture
 def embed(tmp_path):
     """Embed files with settings, and return the table."""
-    script = load_script("embed_preferences")
 
     def run(model: str, *names: str, **settings) -> Dataset:
         file = str(tmp_path / "new" / "embeddings.parquet")
         settings = {"device": "cpu", **settings}
-        script["main"](script["ScriptArguments"](model, list(names), file, **settings))
+        embed_script.main(embed_script.ScriptArguments(model, list(names), file, **settings))
         return load_dataset("parquet", data_files=file, split="train")
 
     return run
@@ -251,17 +251,16 @@ def test_two_runs_at_once_make_the_table_that_one_makes(tmp_path, embed, embedde
     model, file = tiny_base(tmp_path / "gemma"), save(style_rows(num_users=1), tmp_path / "pairs.parquet")
     settings = {"max_length": 100, "shard_size": 3}
     expected = embed(model, file, **settings).to_dict()
-    script, path = load_script("embed_preferences"), str(tmp_path / "new" / "embeddings.parquet")
-    merge = script["merge_shards"]
+    path, merge = str(tmp_path / "new" / "embeddings.parquet"), embed_script.merge_shards
 
     def merge_late(*args):
         assert embed(model, file, **settings).to_dict() == expected
         assert os.listdir(tmp_path / "new") == ["embeddings.parquet"]
         merge(*args)
 
-    monkeypatch.setitem(script["main"].__globals__, "merge_shards", merge_late)
+    monkeypatch.setattr(embed_script, "merge_shards", merge_late)
     (tmp_path / "new" / "embeddings.parquet").unlink()
-    script["main"](script["ScriptArguments"](model, [file], path, device="cpu", **settings))
+    embed_script.main(embed_script.ScriptArguments(model, [file], path, device="cpu", **settings))
     assert load_dataset("parquet", data_files=path, split="train").to_dict() == expected
     assert os.listdir(tmp_path / "new") == ["embeddings.parquet"]
 
@@ -269,9 +268,9 @@ def test_two_runs_at_once_make_the_table_that_one_makes(tmp_path, embed, embedde
 @pytest.mark.parametrize("name", ["folder.parquet", "pairs.parquet/new/table.parquet", "table.txt", "table"])
 def test_a_table_is_a_parquet_file(tmp_path, name):
     (tmp_path / "folder.parquet").mkdir()
-    file, script = save(style_rows(num_users=1), tmp_path / "pairs.parquet"), load_script("embed_preferences")
+    file = save(style_rows(num_users=1), tmp_path / "pairs.parquet")
     with pytest.raises(SystemExit, match=r"is a folder|lies below|does not end in `.parquet`"):
-        script["main"](script["ScriptArguments"]("no/such-model", [file], str(tmp_path / name), device="cpu"))
+        embed_script.main(embed_script.ScriptArguments("no/such-model", [file], str(tmp_path / name), device="cpu"))
     assert sorted(os.listdir(tmp_path)) == ["folder.parquet", "pairs.parquet"]
 
 

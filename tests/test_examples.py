@@ -14,9 +14,13 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl import TrlParser
 
-from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, RewardModelArguments, load_policy
+from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, load_policy
 from np_trl.data.embeddings import text_id
-from np_trl.data.style_population import STYLES, name_style
+from np_trl.evaluation.generations import check_writer
+from np_trl.populations.style import STYLES, name_style
+from np_trl.scripts import generate
+from np_trl.scripts.evaluation_arguments import EvaluationArguments, build_trainer
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_base, tiny_reward_model, tiny_tokenizer
 
@@ -296,13 +300,12 @@ def test_an_adapter_that_was_trained_further_is_evaluated_against_the_adapter_it
         trainer.train()
         trainer.save_model()
         policy = load_policy(str(tmp_path / name), is_trainable=True)
-    evaluation = runpy.run_path(str(EXAMPLES / "evaluation.py"))
     paths = [str(tmp_path / name) for name in ("further", "test.parquet", "out")]
 
     def evaluate(reference: str | None) -> float:
         arguments = {"ref_model_name_or_path": reference, "num_contexts": [0, 2], "num_draws": 1, "seed": 42}
-        arguments = evaluation["EvaluationArguments"](*paths, **arguments)
-        return evaluation["build_trainer"](arguments).evaluate()["eval_nc2_nll"]
+        arguments = EvaluationArguments(*paths, **arguments)
+        return build_trainer(arguments).evaluate()["eval_nc2_nll"]
 
     expected = trainer.evaluate()["eval_nc2_nll"]
     assert evaluate(None) == pytest.approx(expected, abs=1e-6)
@@ -355,15 +358,16 @@ JUDGE = {"reward_model_name_or_path": "reward", "users": ["ada.json"]}
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_loaded(script, arguments, error, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
     if script == "app":
         pytest.importorskip("gradio")
+        script = "app/app"
+        monkeypatch.syspath_prepend(EXAMPLES / "app")
     with pytest.raises(ValueError, match=error):
         runpy.run_path(str(EXAMPLES / f"{script}.py"))["ScriptArguments"](**arguments)
 
 
 def test_prompts_are_messages_to_a_policy_whose_users_chose_between_messages():
-    tokenize, tokenizer = runpy.run_path(str(EXAMPLES / "generate.py"))["tokenize"], tiny_tokenizer()
+    tokenize, tokenizer = generate.tokenize, tiny_tokenizer()
     tokenizer.padding_side = "left"
     assert tokenize(["How?"], tokenizer, False)["input_ids"].tolist() == [tokenizer("How?")["input_ids"]]
     tokenizer.chat_template = (
@@ -374,9 +378,7 @@ def test_prompts_are_messages_to_a_policy_whose_users_chose_between_messages():
     assert texts == ["[user]How?>", "[user]How do I?>"] and (read["attention_mask"] == 0).sum() > 0
 
 
-def test_what_cannot_write_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    check_writer = runpy.run_path(str(EXAMPLES / "generations.py"))["check_writer"]
+def test_what_cannot_write_is_refused_by_name(tmp_path):
     tiny_reward_model().save_pretrained(tmp_path / "reward")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")

@@ -1,19 +1,18 @@
 """What policies write, measured by examples/generations.py."""
 
-import runpy
-
 import numpy as np
 import pytest
 import torch
-from generations import Generations, describe, reward_judge, style_judge
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardModel, NPRewardModelConfig
 from np_trl.data import PreferenceRows
-from np_trl.data.style_grammar import write_answer
-from np_trl.data.style_population import split_prompts
+from np_trl.evaluation.generations import Generations, describe, reward_judge, style_judge
+from np_trl.populations.style import split_prompts
+from np_trl.populations.style_grammar import write_answer
+from np_trl.scripts.evaluate import build_judge
 
-from .testing_utils import ROOT, dpo_config, style_rows, tiny_base, tiny_reward_model, tiny_tokenizer
+from .testing_utils import dpo_config, style_rows, tiny_base, tiny_reward_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -117,13 +116,12 @@ def test_judges_are_loaded_from_their_folders_for_their_groups(generations, tmp_
         for parameter in models[name].parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         models[name].save_pretrained(tmp_path / name)
-    script = runpy.run_path(str(ROOT / "examples" / "evaluate_model.py"), run_name="script")
     dataset = generations.trainer.eval_dataset.remove_columns("group")
     groups = ["ada" if int(user.split("-")[1]) < 8 else "bob" for user in dataset["user_id"]]
     rows = PreferenceRows(dataset.add_column("group", groups))
-    judge = script["build_judge"]([f"{name}={tmp_path / name}" for name in models], rows, "group", "cpu")
+    judge = build_judge([f"{name}={tmp_path / name}" for name in models], rows, "group", "cpu")
     scores = judge(["How?", "How?"], [" so", " so"], np.array([3, 12]))
     expected = [float(model.score([{"prompt": "How?", "completion": " so"}])) for model in models.values()]
     assert scores.tolist() == pytest.approx(expected, rel=1e-4) and expected[0] != expected[1]
     with pytest.raises(ValueError, match="must each be `GROUP=PATH`"):
-        script["build_judge"](["ada"], rows, "group", "cpu")
+        build_judge(["ada"], rows, "group", "cpu")

@@ -47,20 +47,19 @@ def run(code: str, hub: Hub, folder, token: str = "ada-token", cache: str = "cac
 PUSH_THE_DEMO = """
 import json, os, sys, time
 from pathlib import Path
-sys.path.insert(0, os.environ["EXAMPLES"])
-import np_dpo
 import torch
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer
 from trl import ModelConfig, TrlParser
 from np_trl import NPDPOConfig, NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer, TextEmbedder
+from np_trl.scripts import dpo
 
 examples = Path(os.environ["EXAMPLES"])
 HfApi().create_repo("ada/style_gemma")
 commit = HfApi().upload_folder(repo_id="ada/style_gemma", folder_path=examples / "style_gemma").oid
 
 # the recipe of the demo, for a few steps
-parser = TrlParser((np_dpo.ScriptArguments, NPDPOConfig, ModelConfig))
+parser = TrlParser((dpo.ScriptArguments, NPDPOConfig, ModelConfig))
 script_args, training_args, model_args = parser.parse_args_and_config([
     "--config", str(examples / "configs" / "np_dpo_style.yaml"), "--model_name_or_path", "ada/style_gemma",
     "--output_dir", "policy", "--max_steps", "3", "--num_train_users", "16", "--num_eval_users", "16",
@@ -68,7 +67,7 @@ script_args, training_args, model_args = parser.parse_args_and_config([
 ])
 torch.set_num_threads(1)
 train_dataset, eval_dataset = script_args.draw(seed=0)
-build = np_dpo.TrainerBuilder(training_args, model_args, embedded=False)
+build = dpo.TrainerBuilder(training_args, model_args, embedded=False)
 trainer = build(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
 trainer.create_model_card(dataset_name="style_population")
 trainer.train()
@@ -352,7 +351,6 @@ for split, rows in splits.items():
         assert pulled.features[column] == rows.features[column]
         assert np.array_equal(pulled[column], rows[column])
 script = os.path.join(os.environ["EXAMPLES"], "np_reward.py")
-sys.path.insert(0, os.environ["EXAMPLES"])
 sys.argv = [
     script, "--dataset_name", "ada/preferences", "--output_dir", "reward", "--max_steps", "2", "--num_targets", "8",
     "--max_context", "4", "--eval_num_contexts", "0", "2", "--hidden_size", "16", "--report_to", "none", "--push_to_hub",
@@ -363,7 +361,6 @@ runpy.run_path(script, run_name="__main__")
 
 style_rows(num_users=2).to_parquet("rows.parquet")
 script = os.path.join(os.environ["EXAMPLES"], "embed_preferences.py")
-sys.path.insert(0, os.environ["EXAMPLES"])
 sys.argv = [
     script, "--dataset_name", "rows.parquet", "--model_name_or_path", os.path.join(os.environ["EXAMPLES"], "style_gemma"),
     "--max_length", "128", "--output_file", "embeddings.parquet", "--repo_id", "ada/embeddings", "--private", "true",

@@ -15,9 +15,12 @@ PACKAGE = ROOT / "np_trl"
 ALLOWED = {
     "models": {"models"},
     "data": {"data", "files"},
+    "populations": {"populations", "data"},
     "metrics": {"metrics", "files"},
     "trainer": {"trainer", "models", "data", "metrics", "files"},
     "users": {"users", "models", "data", "files"},
+    "evaluation": {"evaluation", "trainer", "users", "models", "data", "populations", "metrics", "files"},
+    "scripts": {"scripts", "evaluation", "trainer", "users", "models", "data", "populations", "metrics", "files"},
 }
 WORDS = "np_trl.models.texts"  # of preference pairs: the one file of models/ that data/ imports
 THIRD_PARTY = {
@@ -139,7 +142,9 @@ def test_every_package_is_installed():
     listed = set(setup["options"]["packages"].split())
     assert listed == {
         "np_trl",
+        "np_trl.configs",
         "np_trl.model_cards",
+        "np_trl.style_gemma",
         *(f"np_trl.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")),
     }
     assert files("np_trl.model_cards").joinpath("model_card.md.jinja").is_file()

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from np_trl import NPRewardModel, NPRewardModelConfig, NPRewardTrainer
-from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population
+from np_trl.populations.piecewise import piecewise_bayes_accuracy, piecewise_population
 
 from .testing_utils import embedded_rows, losses, reward_config, task_rows, tiny_reward_model
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population, piecewise_reward
+from np_trl.populations.piecewise import piecewise_bayes_accuracy, piecewise_population, piecewise_reward
 
 
 def test_rewards_of_equation_9():

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from np_trl import simulate_users
 from np_trl.data.embeddings import text_id
-from np_trl.data.ultrafeedback import ultrafeedback_items
+from np_trl.populations.ultrafeedback import ultrafeedback_items
 
 from .testing_utils import ROOT, tiny_base
 

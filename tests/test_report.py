@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from np_trl.metrics.report import read_results, save_report, save_results, summarize_runs
+from np_trl.evaluation.report import save_report, summarize_runs
+from np_trl.metrics.results import read_results, save_results
 
 
 def test_runs_are_averaged_with_the_error_of_their_mean():

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardTrainer, QuestionPool, UserProfile, sample_latents, select_pairs
-from np_trl.data.correlated_population import correlated_population
+from np_trl.populations.correlated import correlated_population
 from np_trl.users.choices import reverse
 from np_trl.users.selection import most_telling
 

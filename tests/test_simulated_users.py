@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from np_trl import simulate_users
 from np_trl.data.loading import SPLITS, hash_split
-from np_trl.data.simulated_users import draw_mixtures, simulate_splits
+from np_trl.populations.scored_responses import draw_mixtures, simulate_splits
 
 
 SCORES = ["clarity", "brevity"]

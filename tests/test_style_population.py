@@ -3,8 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
-from np_trl.data import style_bayes_accuracy, style_population
-from np_trl.data.style_grammar import (
+from np_trl.populations import style_bayes_accuracy, style_population
+from np_trl.populations.style import STYLES, split_prompts
+from np_trl.populations.style_grammar import (
     ATTRIBUTES,
     NOUNS,
     VERBS,
@@ -13,7 +14,6 @@ from np_trl.data.style_grammar import (
     is_grammatical,
     write_answer,
 )
-from np_trl.data.style_population import STYLES, split_prompts
 
 
 @pytest.mark.parametrize("style", STYLES)

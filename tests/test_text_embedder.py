@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from np_trl import NPRewardModel, RewardModelArguments
+from np_trl import NPRewardModel
 from np_trl.data import embeddings
 from np_trl.data.embeddings import EMBEDDING_KINDS, join_embeddings, text_id
 from np_trl.models import texts
 from np_trl.models.layers import pool_tokens
 from np_trl.models.text_embedder import TextEmbedder
 from np_trl.models.texts import KINDS
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 from .test_examples import run
 from .testing_utils import embedded_rows, style_rows, tiny_base, tiny_reward_model

@@ -5,12 +5,43 @@ import pytest
 from datasets import Dataset
 
 from np_trl import simulate_users
-from np_trl.data.ultrafeedback import ASPECTS, ultrafeedback_items
+from np_trl.data.loading import SPLITS, hash_split
+from np_trl.populations.ultrafeedback import ASPECTS, ultrafeedback_items
 
 
 def completion(response: str, **ratings: str) -> dict:
     annotations = {aspect: {"Rating": ratings.get(aspect, "3"), "Rationale": "because"} for aspect in ASPECTS}
     return {"response": response, "model": "some-model", "annotations": annotations}
+
+
+def prompts(train: int, validation: int, test: int) -> list[str]:
+    """As many prompts as asked for of each split."""
+    numbers = dict(zip(SPLITS, (train, validation, test), strict=True))
+    candidates = [f"Question {n}?" for n in range(100 * sum(numbers.values()))]
+    return [
+        prompt
+        for split, number in numbers.items()
+        for prompt in [prompt for prompt in candidates if hash_split(prompt) == split][:number]
+    ]
+
+
+def write_ultrafeedback(path, given: list[str], num_responses: int = 4, awkward: bool = False) -> str:
+    """Save hand-made UltraFeedback whose first two aspects always conflict, and return its path."""
+    rng, rows = np.random.default_rng(0), []
+    for prompt in given:
+        ratings = rng.permutation(np.arange(1, num_responses + 1))
+        completions = [
+            completion(f"{prompt} {n}", helpfulness=str(n), honesty=str(6 - n), truthfulness=str(rating))
+            for n, rating in enumerate(ratings, start=1)
+        ]
+        rows.append({"instruction": prompt, "completions": completions})
+    if awkward:
+        rows[0]["completions"][0]["annotations"] = None
+        rows[0]["completions"][1] = completion("rated in part", honesty="N/A")
+        rows[1]["completions"] = rows[1]["completions"][:1]
+        rows[2]["completions"].append(completion(f"{given[2]} 1", helpfulness="5", honesty="5"))
+    Dataset.from_list(rows).to_json(path / "ultrafeedback.jsonl")
+    return str(path / "ultrafeedback.jsonl")
 
 
 def rows() -> Dataset:

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from np_trl import NPRewardModel
-from np_trl.data.style_grammar import detect_attributes, is_grammatical
-from np_trl.data.style_population import STYLES, split_prompts
+from np_trl.populations.style import STYLES, split_prompts
+from np_trl.populations.style_grammar import detect_attributes, is_grammatical
 from np_trl.users import UserProfile, UserReward, best_of_n
 from np_trl.users.choices import reverse
 

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from np_trl import NPDPOConfig, NPRewardConfig, NPRewardModel, NPRewardModelConfig
-from np_trl.data import style_population
-from np_trl.data.style_population import split_prompts
+from np_trl.populations import style_population
+from np_trl.populations.style import split_prompts
 from np_trl.trainer.policy import POLICIES
 
 

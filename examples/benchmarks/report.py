@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from np_trl.metrics.report import save_report
+from np_trl.evaluation.report import save_report
 
 
 def report(name: str, figures: dict[str, float], **facts) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from report import report
 
-from np_trl.metrics.report import summarize_runs
+from np_trl.evaluation.report import summarize_runs
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import torch
 from datasets import Dataset
 from figures import COLORS, FigureArguments, error_bars, fit, parse, with_seed, without_context
 
-from np_trl import NPRewardConfig, NPRewardModel, RewardModelArguments
+from np_trl import NPRewardConfig, NPRewardModel
 from np_trl.data import PreferenceRows
-from np_trl.data.piecewise_population import piecewise_bayes_accuracy, piecewise_population, piecewise_reward
-from np_trl.metrics.report import summarize_runs
+from np_trl.evaluation.report import summarize_runs
+from np_trl.populations.piecewise import piecewise_bayes_accuracy, piecewise_population, piecewise_reward
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 BASELINES = {"btl": "bradley_terry", "dpl": "mean_variance"}

@@ -19,9 +19,10 @@ from modes import ItemArguments
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
-from np_trl import NPRewardConfig, NPRewardModel, RewardModelArguments
+from np_trl import NPRewardConfig, NPRewardModel
 from np_trl.data import PreferenceRows
-from np_trl.metrics.report import summarize_runs
+from np_trl.evaluation.report import summarize_runs
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ from trl import TrlParser
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the examples share
 
-from evaluation import EvaluationArguments, build_trainer
-from generations import Generations
+from np_trl.evaluation.generations import Generations
+from np_trl.scripts.evaluation_arguments import EvaluationArguments, build_trainer
 
 
 @dataclass

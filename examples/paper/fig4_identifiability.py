@@ -17,9 +17,10 @@ from datasets import Dataset, concatenate_datasets
 from figures import COLORS, FigureArguments, error_bars, fit, parse, with_seed
 from transformers import EvalPrediction
 
-from np_trl import NPRewardConfig, RewardModelArguments
-from np_trl.data.correlated_population import correlated_bayes_error, correlated_population
-from np_trl.metrics.report import summarize_runs
+from np_trl import NPRewardConfig
+from np_trl.evaluation.report import summarize_runs
+from np_trl.populations.correlated import correlated_bayes_error, correlated_population
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 @dataclass

@@ -16,8 +16,9 @@ from datasets import Dataset, concatenate_datasets
 from figures import COLORS, error_bars, fit, parse, with_seed, without_context
 from modes import ItemArguments
 
-from np_trl import NPRewardConfig, RewardModelArguments
-from np_trl.metrics.report import summarize_runs
+from np_trl import NPRewardConfig
+from np_trl.evaluation.report import summarize_runs
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 @dataclass

@@ -17,8 +17,9 @@ import numpy as np
 from figures import error_bars, fit, parse, with_seed, without_context
 from modes import ItemArguments
 
-from np_trl import NPRewardConfig, RewardModelArguments
-from np_trl.metrics.report import summarize_runs
+from np_trl import NPRewardConfig
+from np_trl.evaluation.report import summarize_runs
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 CORNERS = np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])  # of the simplex of three weights, in the plane

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from transformers import set_seed
 from trl import TrlParser
 
-from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments
+from np_trl import NPRewardConfig, NPRewardTrainer
+from np_trl.evaluation.report import save_report
 from np_trl.files import whole_file
-from np_trl.metrics.report import save_report
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 HERE = Path(__file__).parent

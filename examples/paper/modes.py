@@ -10,11 +10,12 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from figures import COLORS, FigureArguments, error_bars, fit, with_seed, without_context
 
-from np_trl import NPRewardConfig, NPRewardTrainer, RewardModelArguments, simulate_users
+from np_trl import NPRewardConfig, NPRewardTrainer, simulate_users
 from np_trl.data.embeddings import join_embeddings
 from np_trl.data.loading import hash_split, load_preferences
-from np_trl.data.ultrafeedback import ultrafeedback_items
-from np_trl.metrics.report import summarize_runs
+from np_trl.evaluation.report import summarize_runs
+from np_trl.populations.ultrafeedback import ultrafeedback_items
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 @dataclass

@@ -30,19 +30,20 @@ from transformers import AutoTokenizer
 from np_trl import (
     NPRewardConfig,
     QuestionPool,
-    RewardModelArguments,
     TextEmbedder,
     UserProfile,
     load_policy,
     select_pairs,
 )
-from np_trl.data import PreferenceRows, style_population
-from np_trl.data.correlated_population import correlated_population
+from np_trl.data import PreferenceRows
 from np_trl.data.embeddings import add_option_ids
 from np_trl.data.loading import PreferenceArguments, with_roles
-from np_trl.data.piecewise_population import piecewise_population
-from np_trl.data.style_population import split_prompts
-from np_trl.metrics.report import summarize_runs
+from np_trl.evaluation.report import summarize_runs
+from np_trl.populations import style_population
+from np_trl.populations.correlated import correlated_population
+from np_trl.populations.piecewise import piecewise_population
+from np_trl.populations.style import split_prompts
+from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 
 WAYS = ("chosen", "random")

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
-from np_trl.metrics.report import save_results
+from np_trl.metrics.results import save_results
 
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

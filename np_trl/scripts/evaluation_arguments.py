@@ -8,9 +8,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.hf_argparser import HfArg
 
-from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardModelConfig, NPRewardTrainer, load_policy
 from np_trl.data.embeddings import add_option_ids
 from np_trl.data.loading import load_preferences, with_roles
+from np_trl.models import NPRewardModelConfig
+from np_trl.trainer import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer, load_policy
 from np_trl.users.reference import reference_policy
 
 

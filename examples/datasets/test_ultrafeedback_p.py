@@ -2,8 +2,7 @@ import logging
 
 import pytest
 from datasets import Dataset
-
-from np_trl.data import ultrafeedback_p_preferences
+from ultrafeedback_p import ultrafeedback_p_preferences
 
 
 def row(prompt="Why?", chosen="because", rejected="no idea", data_subset="8", controversial=True, **fields) -> dict:

@@ -10,9 +10,9 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
-from np_trl import NPRewardModelConfig
 from np_trl.data import PreferenceRows
 from np_trl.data.preference_rows import ID_COLUMNS
+from np_trl.models import NPRewardModelConfig
 from np_trl.models.layers import SkipMLP, Standardizer
 from np_trl.models.memory import PosteriorMemory
 from np_trl.models.modeling_np_reward import NPRewardOutput

@@ -16,9 +16,9 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from np_trl import NPDPOTrainer
 from np_trl.data import PreferenceRows
 from np_trl.metrics import UserAccuracy
+from np_trl.trainer import NPDPOTrainer
 from np_trl.trainer.policy import np_parameters
 
 

@@ -15,10 +15,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 
-from np_trl import NPDPOTrainer
 from np_trl.data import PreferenceRows
-from np_trl.data.style_grammar import detect_attributes, is_grammatical
 from np_trl.metrics import UserAccuracy
+from np_trl.populations.style_grammar import detect_attributes, is_grammatical
+from np_trl.trainer import NPDPOTrainer
 from np_trl.users.posterior import check_at_least
 
 

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.testing_utils import ROOT, style_rows, tiny_policy, tiny_tokenizer
 
 from np_trl import QuestionPool, UserProfile
-from np_trl.data.style_grammar import detect_attributes
+from np_trl.populations.style_grammar import detect_attributes
 from np_trl.users.choices import reverse
-
-from .testing_utils import ROOT, style_rows, tiny_policy, tiny_tokenizer
 
 
 pytest.importorskip("gradio", reason="the page needs the extra `app`")

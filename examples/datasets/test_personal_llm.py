@@ -3,10 +3,9 @@ import logging
 import numpy as np
 import pytest
 from datasets import Dataset
+from personal_llm import personal_llm_items, reward_models
 
 from np_trl import simulate_users
-from np_trl.data import personal_llm_items
-from np_trl.data.personal_llm import reward_models
 
 
 REWARDS = ["gemma_2b", "oasst_deberta_v3"]

@@ -11,7 +11,7 @@ from collections import defaultdict
 import numpy as np
 from datasets import Dataset
 
-from np_trl.data.style_grammar import ATTRIBUTES, OPPOSITES, all_prompts, write_answer
+from np_trl.populations.style_grammar import ATTRIBUTES, OPPOSITES, all_prompts, write_answer
 
 
 STYLES = tuple(itertools.product((-1, 1), repeat=len(ATTRIBUTES)))

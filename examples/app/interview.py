@@ -7,10 +7,10 @@ from threading import Lock
 from typing import NamedTuple
 
 import torch
-from generations import SAMPLING
 from population import Population
 
 from np_trl.data.embeddings import plain_text
+from np_trl.evaluation.generations import SAMPLING
 from np_trl.users import UserProfile, sample_latents, select_pairs
 from np_trl.users.choices import reverse
 from np_trl.users.posterior import check_at_least

@@ -2,8 +2,7 @@ import logging
 
 import pytest
 from datasets import Dataset
-
-from np_trl.data import prism_preferences
+from prism import prism_preferences
 
 
 def utterance(conversation: str, turn: int, response: str | None, chosen: bool = False, **fields) -> dict:

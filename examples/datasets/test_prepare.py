@@ -8,15 +8,14 @@ import shlex
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
+from test_personal_llm import row as personal_llm_row
+from test_prism import utterance
+from test_ultrafeedback_p import row as ultrafeedback_p_row
+from tests.test_ultrafeedback import prompts, write_ultrafeedback
+from tests.testing_utils import ROOT
 from trl import TrlParser
 
 from np_trl.data.loading import SPLITS, hash_split
-
-from .test_examples import EXAMPLES
-from .test_personal_llm import row as personal_llm_row
-from .test_prism import utterance
-from .test_ultrafeedback import completion
-from .test_ultrafeedback_p import row as ultrafeedback_p_row
 
 
 MODES = ("helpfulness", "honesty", "truthfulness")
@@ -24,7 +23,7 @@ MODES = ("helpfulness", "honesty", "truthfulness")
 
 def load_script(name: str) -> dict:
     """The names of a script, which is not run."""
-    return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name=name)
+    return runpy.run_path(str(ROOT / "examples" / "datasets" / f"{name}.py"), run_name=name)
 
 
 def run(script: dict, path, **arguments) -> dict[str, Dataset]:
@@ -34,36 +33,6 @@ def run(script: dict, path, **arguments) -> dict[str, Dataset]:
     return {
         split: load_dataset("parquet", data_files=str(path / f"{split}.parquet"), split="train") for split in SPLITS
     }
-
-
-def prompts(train: int, validation: int, test: int) -> list[str]:
-    """As many prompts as asked for of each split."""
-    numbers = dict(zip(SPLITS, (train, validation, test), strict=True))
-    candidates = [f"Question {n}?" for n in range(100 * sum(numbers.values()))]
-    return [
-        prompt
-        for split, number in numbers.items()
-        for prompt in [prompt for prompt in candidates if hash_split(prompt) == split][:number]
-    ]
-
-
-def write_ultrafeedback(path, given: list[str], num_responses: int = 4, awkward: bool = False) -> str:
-    """Save hand-made UltraFeedback whose first two aspects always conflict, and return its path."""
-    rng, rows = np.random.default_rng(0), []
-    for prompt in given:
-        ratings = rng.permutation(np.arange(1, num_responses + 1))
-        completions = [
-            completion(f"{prompt} {n}", helpfulness=str(n), honesty=str(6 - n), truthfulness=str(rating))
-            for n, rating in enumerate(ratings, start=1)
-        ]
-        rows.append({"instruction": prompt, "completions": completions})
-    if awkward:
-        rows[0]["completions"][0]["annotations"] = None
-        rows[0]["completions"][1] = completion("rated in part", honesty="N/A")
-        rows[1]["completions"] = rows[1]["completions"][:1]
-        rows[2]["completions"].append(completion(f"{given[2]} 1", helpfulness="5", honesty="5"))
-    Dataset.from_list(rows).to_json(path / "ultrafeedback.jsonl")
-    return str(path / "ultrafeedback.jsonl")
 
 
 def test_ten_awkward_rows_make_three_files_with_counts_in_the_log(tmp_path, caplog):
@@ -173,7 +142,7 @@ def test_sources_are_named():
         script["main"](script["ScriptArguments"](source="ultrafeedback_p", output_dir="out"))
 
 
-@pytest.mark.parametrize("name", ["prepare_ultrafeedback", "prepare_preferences", "embed_preferences"])
+@pytest.mark.parametrize("name", ["prepare_ultrafeedback", "prepare_preferences"])
 def test_the_commands_of_a_script_are_understood(name):
     script = load_script(name)
     commands = re.findall(r"```sh\n(.*?)```", script["__doc__"], re.S)

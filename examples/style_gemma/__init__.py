@@ -1,0 +1,1 @@
+"""The base model of the demo, made by `examples/pretrain_gemma.py`."""

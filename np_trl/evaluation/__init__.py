@@ -1,0 +1,1 @@
+"""Evaluation of saved models on users: curves, texts, and baselines."""

@@ -1,0 +1,1 @@
+"""Commands: the arguments and the `main` of each."""

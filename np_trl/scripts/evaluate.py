@@ -1,0 +1,77 @@
+"""The command that evaluates a saved model on users: `np-trl evaluate`, `examples/evaluate_model.py`."""
+
+import json
+from dataclasses import dataclass, field
+
+from transformers import AutoModel
+from trl import TrlParser
+
+from np_trl.data import PreferenceRows
+from np_trl.evaluation.generations import Generations, Judge, reward_judge, style_judge
+from np_trl.scripts.evaluation_arguments import EvaluationArguments, build_trainer
+from np_trl.trainer import NPDPOTrainer, load_policy
+
+
+@dataclass
+class ScriptArguments(EvaluationArguments):
+    num_generations: int = field(
+        default=0, metadata={"help": "Answers that a policy writes for each user, at each N_C. 0: none."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Largest number of tokens of an answer."})
+    opponent: str | None = field(
+        default=None, metadata={"help": "A policy that knows no users, to win against: the mixture's."}
+    )
+    judges: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Who judges the answers: `GROUP=PATH` of a reward model for each group, or `style`."},
+    )
+
+    def __post_init__(self):
+        if self.num_generations < 0:
+            raise ValueError(f"`num_generations={self.num_generations}` must be at least 0. Set it to 0 for none.")
+        if self.num_generations == 0 and (self.judges or self.opponent is not None):
+            raise ValueError(
+                "`--judges` and `--opponent` compare what is written. Set `--num_generations` to 1 or more."
+            )
+
+
+def build_judge(names: list[str], rows: PreferenceRows, group_column: str | None, device) -> Judge | None:
+    """Load the judges that the command line names."""
+    if not names:
+        return None
+    if names == ["style"]:
+        return style_judge(rows)
+    paths = dict(name.split("=", maxsplit=1) for name in names if "=" in name)
+    if len(paths) < len(names) or group_column is None:
+        raise ValueError(f"`--judges {names}` must each be `GROUP=PATH`, of the groups that `--group_column` names.")
+    models = {group: AutoModel.from_pretrained(path).to(device).eval() for group, path in paths.items()}
+    return reward_judge(models, rows.groups(group_column))
+
+
+def evaluate_generations(trainer: NPDPOTrainer, script_args: ScriptArguments) -> dict[str, float]:
+    """Write for the users after each number of choices, and judge what is written."""
+    device, metrics, opponent = trainer.accelerator.device, {}, None
+    if script_args.opponent is not None:
+        opponent = load_policy(script_args.opponent, dtype=script_args.dtype).to(device)
+    rows = PreferenceRows(trainer.eval_dataset)
+    judge = build_judge(script_args.judges, rows, script_args.group_column, device)
+    for num_context in script_args.num_contexts:
+        generations = Generations(trainer, num_context, script_args.num_generations, script_args.max_new_tokens)
+        written = generations.evaluate(judge, opponent)
+        metrics |= {f"eval_nc{num_context}_{key}": value for key, value in written.items()}
+    return metrics
+
+
+def main(script_args: ScriptArguments) -> None:
+    trainer = build_trainer(script_args)
+    metrics = trainer.evaluate()
+    if script_args.num_generations and isinstance(trainer, NPDPOTrainer):
+        metrics |= evaluate_generations(trainer, script_args)
+    trainer.save_metrics("eval", metrics)
+    curve = {key: value for key, value in metrics.items() if key.startswith("eval_nc")}
+    trainer.accelerator.print(json.dumps(curve, indent=2))
+
+
+def run() -> None:
+    """Parse the command line and run."""
+    main(*TrlParser(ScriptArguments).parse_args_and_config())
