@@ -191,9 +191,9 @@ class DPOBaselines:
 
 def draw_evaluation(trainer: NPDPOTrainer, num_context: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Draw the row numbers of the context and the target set of every task that `trainer` evaluates at this N_C."""
-    tasks = trainer.evaluation_tasks(PreferenceRows(trainer.eval_dataset))
+    tasks = trainer.args.evaluation_protocol.tasks(PreferenceRows(trainer.eval_dataset))
     items = (tasks[index] for index in range(len(tasks)))
-    return [task.draw(trainer.args.task_sampling) for task in items if task.num_context == num_context]
+    return [task.draw(None) for task in items if task.num_context == num_context]
 
 
 def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray], end: str) -> Dataset:

@@ -12,6 +12,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.evaluation.dpo_baselines import BASELINES, DPOBaselines
 from np_trl.evaluation.generations import Generations, share_grammatical, style_judge
+from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.files import whole_file
 from np_trl.models import NPRewardModel, NPRewardModelConfig
 from np_trl.populations import style_bayes_accuracy, style_population
@@ -169,7 +170,7 @@ def evaluate_generations(trainer: NPDPOTrainer, num_context: int, baselines: DPO
     Write for every user of the style population: the share of attributes as wanted, how often more of them are than in
     what the mixture's policy writes, the share of grammatical answers, and statistics.
     """
-    generations = Generations(trainer, num_context)
+    generations = Generations(PolicyEvaluation.of_trainer(trainer), num_context)
     judge, mixture = style_judge(generations.rows), baselines.policies.get("mixture")
     opponent = None if mixture is None else mixture.accelerator.unwrap_model(mixture.model)
     metrics = generations.evaluate(judge, opponent)
@@ -202,7 +203,7 @@ def print_curve(metrics: dict[str, float], num_contexts: list[int]) -> None:
 
 def print_two_users(trainer: NPDPOTrainer, num_context: int) -> None:
     """Print answers to the same prompts for two opposite users of the style population, after their choices."""
-    generations = Generations(trainer, num_context, answers_per_user=1)
+    generations = Generations(PolicyEvaluation.of_trainer(trainer), num_context, answers_per_user=1)
     readers = {
         "who chose long, formal, sure lists": STYLES.index((1, 1, 1, -1)),
         "who chose short, casual, hedged prose": STYLES.index((-1, -1, -1, 1)),
