@@ -26,6 +26,17 @@ class ContextualTrainerMixin(UserEvaluationMixin, SharingTrainerMixin, Resumable
 
     TRL sees flat rows, in their order, so its tokenisation, precomputed reference log-probs and cache work unchanged.
     Tasks exist from the dataloader on: items are users, and the [`ContextualCollator`] draws their sets.
+
+    Both trainers resolve methods in this order, up to TRL's own trainer. The second column is what a class overrides, the
+    third what it asks of the trainer's class:
+
+        PolicyLossMixin or RewardLossMixin  compute_loss, evaluation_loop                    -
+        TokenizingTrainerMixin (policies)   _prepare_dataset, _precompute_ref_logps          -
+        ContextualTrainerMixin              _get_dataloader, _get_train_sampler              _embed_size, _read_rows
+        UserEvaluationMixin                 evaluation_loop, prediction_step                 _user_metrics
+        SharingTrainerMixin                 create_model_card, evaluate, _save               _card_facts, _settings
+        UploadingTrainerMixin               save_metrics, _push_from_checkpoint              -
+        ResumableTrainerMixin               train, _save_checkpoint, _init_training_state    _base_weights
     """
 
     def _check_arguments(self, args, config_class: type) -> None:

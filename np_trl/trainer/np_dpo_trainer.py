@@ -8,7 +8,6 @@ from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
-from transformers.integrations import is_fsdp_enabled
 from trl import DPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -19,14 +18,13 @@ from np_trl.models import ContextEncoder
 from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.weights import read_path
-from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights, is_adapter
-from np_trl.trainer.gated_lora import check_gated_lora
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
-from np_trl.trainer.policy import changed_fields, check_policy, np_parameters, upcast_np_parameters
+from np_trl.trainer.policy import np_parameters, upcast_np_parameters
 from np_trl.trainer.policy_source import PolicySource, used_init_kwargs
+from np_trl.trainer.policy_start import PolicyStart
 from np_trl.trainer.sharing_trainer import copy_to_cpu, whole_model
 from np_trl.trainer.tokenizing_trainer import TokenizingTrainerMixin
 from np_trl.trainer.trl_loss import PolicyLossMixin
@@ -100,50 +98,34 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
     ):
         args = NPDPOConfig("NP-DPO") if args is None else args
         self._check_arguments(args, NPDPOConfig)
-        self._base_revision = self._context_encoder_start = None
-        film_kwargs = _film_kwargs(args, train_dataset)
-        embedded = _is_embedded(train_dataset)
         if peft_config is None and not isinstance(model, PeftModel):
             _check_output_dir(args.output_dir)
-        source = None if isinstance(model, nn.Module) else PolicySource.of(model, args, quantization_config)
         if not isinstance(ref_model, nn.Module | None):
             raise TypeError(
                 f"`ref_model` is a {type(ref_model).__name__}, but must be a model. Leave it out, or load it by "
                 "`AutoModelForCausalLM.from_pretrained`."
             )
-        if source is not None:
-            self._base_revision = source.commit
-            model, peft_config = source.load_policy(film_kwargs, peft_config, embedded, args.seed)
-            if kwargs.get("processing_class") is None:
-                kwargs["processing_class"] = source.load_tokenizer()
-            needs_reference = peft_config is None and (not args.precompute_ref_log_probs or is_fsdp_enabled())
-            if ref_model is None and needs_reference:
-                ref_model = source.load_reference(model)
-        check_policy(model)
-        if source is None:
-            peft_config = complete_adapter(peft_config, model.config, embedded)
-            if changed := changed_fields(model.config, film_kwargs):
-                logger.warning(
-                    "`film_kwargs` is ignored, as `model` is there already. By name, its own and yours: %s.", changed
-                )
-        if model.config.film_site == "lora" and not isinstance(model, PeftModel):
-            check_gated_lora(peft_config)
-        self._base_weights = None if isinstance(model, PeftModel) else hash_base_weights(model)
+        embedded, film_kwargs = _is_embedded(train_dataset), _film_kwargs(args, train_dataset)
+        start = PolicyStart.of(model, args, film_kwargs, embedded, peft_config, quantization_config)
+        if kwargs.get("processing_class") is None:
+            kwargs["processing_class"] = start.load_tokenizer()
+        self._base_revision, self._context_encoder_start = start.commit, None
+        self._base_weights = None if isinstance(start.model, PeftModel) else hash_base_weights(start.model)
         self._user_metrics = compute_metrics
-        with used_init_kwargs(args, source):
+        with used_init_kwargs(args, start.source):
             super().__init__(
-                model,
-                ref_model=ref_model,
+                start.model,
+                ref_model=start.load_reference(args) if ref_model is None else ref_model,
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 compute_metrics=self._compute_metrics,
-                peft_config=peft_config,
-                quantization_config=quantization_config if source is None else None,  # which TRL says is ignored
+                peft_config=start.peft_config,
+                quantization_config=quantization_config if start.source is None else None,  # which TRL says is ignored
                 **kwargs,
             )
         if isinstance(self.model, PeftModel):
-            self._adopt_adapter(source)
+            self._adopt_adapter(start.source)
         upcast_np_parameters(self.model)
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)

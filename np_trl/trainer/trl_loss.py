@@ -4,6 +4,49 @@ What our trainers do around TRL's loss: all of it, in one place.
 Both hook at the same height, [`~transformers.Trainer.compute_loss`], the hook that TRL documents: they call TRL's own with a
 forward in place of the model, which keeps the log-odds that the metrics of users need ([`LossRecord`]) and, for a reward
 model, brings what TRL knows nothing of (latents, heads) into the rewards that it compares.
+
+The private names of libraries that np_trl touches, and why. `tests/test_trl_loss.py` fails when one moves, or is missing here.
+
+trl
+    DPOTrainer._prepare_dataset                          override: check rows of users first, and tokenise rows that are tasks
+    RewardTrainer._prepare_dataset                       override: options come embedded
+    DPOTrainer._precompute_ref_logps                     override: processes share datasets in memory
+    DPOTrainer._precompute_model_hash                    set: cached log-probs are those of the same lengths, too
+    DPOTrainer._metrics                                  set aside, so that the control's figures do not enter TRL's
+    _BaseTrainer._name                                   set: the method that cards name
+    _BaseTrainer._paper                                  set: the paper that cards cite
+    _BaseTrainer._tag_names                              set: tags of models on the Hub
+
+transformers
+    Trainer._get_dataloader                              override: rows become tasks
+    Trainer._get_train_sampler                           override: tasks come shuffled, by their epoch
+    Trainer._set_signature_columns_if_needed             override: keep the columns of rows that are tasks
+    Trainer._signature_columns                           added to by that override
+    Trainer._prepare_inputs                              called: a batch moves to where the model is
+    Trainer._get_output_dir                              called: where a checkpoint is written
+    Trainer._save_checkpoint                             override: a checkpoint is sealed when all of it is there
+    Trainer._init_training_state                         override: streams resume at their pass, and a finished run stays finished
+    Trainer._load_best_model                             override: the best checkpoint must be whole, and of this run
+    Trainer._save                                        override: a card beside every model, and no code but ours
+    Trainer._push_from_checkpoint                        override: upload by a list of files, not the folder
+    Trainer._finish_current_push                         called: wait for uploads before the last one
+    PreTrainedModel._init_weights                        override: the context encoder and FiLM start by themselves
+    PreTrainedModel._load_pretrained_model               override: files are checked before weights are read
+    PreTrainedModel._keep_in_fp32_modules                set: quantisers leave the context encoder and FiLM alone
+    PreTrainedModel._keep_in_fp32_modules_strict         set: they stay float32 on a base of bfloat16
+    PreTrainedModel._no_split_modules                    set: decoder layers stay whole on a device
+    PreTrainedConfig._attn_implementation                read: the reference policy gets the attention of the policy
+    GenerationMixin._get_candidate_generator             override: an assistant model drafts without the user
+
+peft
+    PeftModel._enable_peft_forward_hooks                 override: adapters for single rows are refused
+    ModulesToSaveWrapper._forward_wrapped_passthrough    override: an adapter without FiLM refuses users
+
+datasets
+    Dataset._fingerprint                                 read: which datasets were checked and prepared already
+
+torch
+    MultiheadAttention._reset_parameters                 called: attention pooling starts as torch does
 """
 
 from collections.abc import Iterator
