@@ -87,6 +87,10 @@ class EvaluationProtocol:
         """The group of each user; `None` without a `group_column`."""
         return None if self.group_column is None else rows.groups(self.group_column)
 
+    def as_arguments(self) -> dict:
+        """The protocol as training arguments, `eval_num_contexts` and the like, but for its seed."""
+        return {f"eval_{name}": getattr(self, name) for name in PROTOCOL_FIELDS}
+
     def required_pairs(self, drop_short_users: bool) -> int:
         """Pairs that a user needs: at the smallest N_C where short users are left out elsewhere, else at the largest."""
         return (min if drop_short_users else max)(self.num_contexts) + 1

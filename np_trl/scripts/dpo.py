@@ -133,11 +133,7 @@ def train_context_encoder(trainer: NPDPOTrainer, steps: int, learning_rate: floa
         num_targets=5,
         max_context=max(args.eval_num_contexts),
         context_in_target=False,
-        eval_num_contexts=args.eval_num_contexts,
-        eval_num_targets=args.eval_num_targets,
-        eval_num_draws=args.eval_num_draws,
-        eval_disjoint_prompts=args.eval_disjoint_prompts,
-        eval_group_column=args.eval_group_column,
+        **args.evaluation_protocol.as_arguments(),
         drop_short_users=True,
         bf16=args.bf16,  # one setting for the process: another would change that of the policy
         fp16=args.fp16,
