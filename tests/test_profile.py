@@ -103,7 +103,7 @@ def test_profiles_of_other_models_and_damaged_files_are_refused(tmp_path):
     other = build_policy(tmp_path / "other")
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight.mul_(1.05)  # of the trunk
-    with pytest.raises(ValueError, match="is of another model .*infer the user anew"):
+    with pytest.raises(ValueError, match="is of another model .*infer the user again"):
         UserProfile.load(path, other, tokenizer)
     for method in (user.merge, lambda stranger: user.blend(stranger, 0.5)):
         with pytest.raises(ValueError, match="The other profile is of another model"):

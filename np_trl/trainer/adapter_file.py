@@ -17,6 +17,7 @@ from np_trl.models.checkpoint_format import check_format
 from np_trl.models.configuration_context_encoder import ContextEncoderConfig
 from np_trl.models.configuration_film import FILM_FIELDS, LATER_FIELDS
 from np_trl.models.weights import WHY_SAFETENSORS
+from np_trl.weight_identity import COMPARED_DTYPES
 
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -50,8 +51,7 @@ _RECORD_TYPES = {
 }
 # those that adapters of np_trl 0.1.0 do not have
 LATER_RECORDS = ("base_dtypes", "base_subfolder", "generation_config", "reference", "tokens", "weights")
-# weights of these dtypes are compared with those of the base, and adapters are saved in the first four
-COMPARED_DTYPES = (torch.float32, torch.bfloat16)
+# adapters are saved in these dtypes
 _ADAPTER_DTYPES = (*COMPARED_DTYPES, torch.float16, torch.float64)
 
 _ENCODER = "base_model.model.model.context_encoder."

@@ -25,7 +25,8 @@ from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import NP_MODULES, FiLMForCausalLMMixin
 from np_trl.models.hypernetwork import Hypernetwork
 from np_trl.models.weights import check_json_files, read_path
-from np_trl.trainer.film_adapter import is_adapter, load_adapter, read_adapter
+from np_trl.trainer.adapter_file import read_adapter
+from np_trl.trainer.adapter_loading import is_adapter, load_adapter
 from np_trl.trainer.gated_lora import count_directions
 
 
