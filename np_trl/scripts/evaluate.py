@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, field
 
 from transformers import AutoModel
-from trl import TrlParser
 
 from np_trl.data import PreferenceRows
 from np_trl.evaluation.generations import Generations, Judge, reward_judge, style_judge
+from np_trl.scripts.command_parser import CommandParser
 from np_trl.scripts.evaluation_arguments import EvaluationArguments, build_trainer
 from np_trl.trainer import NPDPOTrainer, load_policy
 
@@ -74,4 +74,4 @@ def main(script_args: ScriptArguments) -> None:
 
 def run() -> None:
     """Parse the command line and run."""
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    main(*CommandParser("evaluate", ScriptArguments).parse_args_and_config())
