@@ -1,0 +1,79 @@
+"""The command `np-trl`: which command runs with which arguments."""
+
+import sys
+from importlib import import_module
+
+import pytest
+
+from np_trl import NPDPOConfig
+from np_trl.scripts import cli
+from np_trl.scripts.command_parser import CommandParser
+from np_trl.scripts.demo import STYLE_GEMMA
+
+from .testing_utils import ROOT
+
+
+CONFIGS = ROOT / "examples" / "configs"
+
+
+def np_trl(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    """Run the command, which ends the program, and return its exit code and what it prints."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/np-trl", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("arguments", [[], ["dpp"], ["dpp", "--help"]])
+def test_without_a_command_that_exists_all_are_listed(arguments, monkeypatch, capsys):
+    code, printed, errors = np_trl(monkeypatch, capsys, *arguments)
+    assert (code, printed) == (2, "")
+    assert all(f"\n  {name} " in errors for name in cli.COMMANDS)
+    assert "no command 'dpp'" in errors.splitlines()[-1] if arguments else "no command is given" in errors
+
+
+def test_an_unknown_option_is_an_error(monkeypatch, capsys):
+    code, printed, errors = np_trl(monkeypatch, capsys, "--verbose")
+    assert code == 2 and not printed and "unrecognized arguments: --verbose" in errors
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    from np_trl import __version__
+
+    assert np_trl(monkeypatch, capsys, "--version") == (0, f"np-trl {__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_help_begins_with_what_the_command_does(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, printed, errors = np_trl(monkeypatch, capsys, name, "--help")
+    usage, empty, first, *_ = printed.splitlines()
+    assert (code, empty, errors) == (0, "", "") and usage.startswith(f"usage: np-trl {name} ")
+    assert first.lower() == f"{cli.COMMANDS[name]}.".lower()
+
+
+@pytest.mark.parametrize("name, recipe", [("dpo", "np_dpo_style"), ("reward", "np_reward_example_4_1")])
+def test_training_without_arguments_is_the_demo(name, recipe, monkeypatch):
+    script, seen = import_module(f"np_trl.scripts.{name}"), []
+    monkeypatch.setattr(script, "main", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setattr(sys, "argv", [f"np-trl {name}"])
+    script.run()
+    script_args, training_args, model_args = seen
+    assert training_args.output_dir == f"runs/{recipe}"
+    if name == "dpo":
+        assert script.TrainerBuilder(training_args, model_args, embedded=False).base == STYLE_GEMMA
+
+
+def test_a_recipe_goes_by_its_name_and_a_file_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = CommandParser("dpo", NPDPOConfig)
+
+    def read(config: str) -> str:
+        args, _ = parser.parse_args_and_config(["--config", config], return_remaining_strings=True)
+        return args.output_dir
+
+    assert read("np_dpo_style_lora") == read(str(CONFIGS / "np_dpo_style_lora.yaml")) == "runs/np_dpo_style_lora"
+    (tmp_path / "np_dpo_style_lora").write_text("output_dir: mine")
+    assert read("np_dpo_style_lora") == "mine"
+    with pytest.raises(FileNotFoundError, match="'np_dpo_stile'"):
+        read("np_dpo_stile")
