@@ -8,9 +8,7 @@ python examples/paper/fig3_policies.py \
 ```
 """
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,9 +16,6 @@ from figures import HERE, FigureArguments
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from trl import TrlParser
-
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the examples share
 
 from np_trl.evaluation.generations import Generations
 from np_trl.scripts.evaluation_arguments import EvaluationArguments, build_trainer
