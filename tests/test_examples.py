@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl import TrlParser
 
 from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, load_policy
+from np_trl.data import EvaluationProtocol
 from np_trl.data.embeddings import text_id
 from np_trl.evaluation.generations import check_writer
 from np_trl.populations.style import STYLES, name_style
 from np_trl.scripts import generate
-from np_trl.scripts.evaluation_arguments import EvaluationArguments, build_trainer
+from np_trl.scripts.evaluation_arguments import EvaluationArguments
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 from .testing_utils import ROOT, dpo_config, embedded_rows, style_rows, tiny_base, tiny_reward_model, tiny_tokenizer
@@ -303,9 +304,9 @@ def test_an_adapter_that_was_trained_further_is_evaluated_against_the_adapter_it
     paths = [str(tmp_path / name) for name in ("further", "test.parquet", "out")]
 
     def evaluate(reference: str | None) -> float:
-        arguments = {"ref_model_name_or_path": reference, "num_contexts": [0, 2], "num_draws": 1, "seed": 42}
-        arguments = EvaluationArguments(*paths, **arguments)
-        return build_trainer(arguments).evaluate()["eval_nc2_nll"]
+        protocol = EvaluationProtocol(num_contexts=[0, 2], num_draws=1, seed=42)
+        evaluation = EvaluationArguments(*paths, ref_model_name_or_path=reference).load(protocol)
+        return evaluation.evaluate()["eval_nc2_nll"]
 
     expected = trainer.evaluate()["eval_nc2_nll"]
     assert evaluate(None) == pytest.approx(expected, abs=1e-6)

@@ -1,4 +1,4 @@
-"""What policies write, measured by examples/generations.py."""
+"""What policies write."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from peft import LoraConfig
 from np_trl import NPDPOTrainer, NPRewardModel, NPRewardModelConfig
 from np_trl.data import PreferenceRows
 from np_trl.evaluation.generations import Generations, describe, reward_judge, style_judge
+from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.populations.style import split_prompts
 from np_trl.populations.style_grammar import write_answer
 from np_trl.scripts.evaluate import build_judge
@@ -26,7 +27,7 @@ def generations(tmp_path) -> Generations:
         peft_config=LoraConfig(target_modules=["q_proj"], layers_to_transform=[1, 2], task_type="CAUSAL_LM"),
     )
     trainer.train()
-    return Generations(trainer, num_context=2, max_new_tokens=8)
+    return Generations(PolicyEvaluation.of_trainer(trainer), num_context=2, max_new_tokens=8)
 
 
 def test_answers_are_described_by_length_repetition_and_end():
@@ -39,7 +40,7 @@ def test_every_user_is_written_for_after_its_own_choices(generations):
     assert len(generations.prompts) == len(generations.latents) == 32
     assert generations.users.tolist() == np.arange(16).repeat(2).tolist()
     rows, model = generations.rows, generations.model
-    tasks = generations.trainer.evaluation_tasks(rows)
+    tasks = generations.protocol.tasks(rows)
     task = next(task for task in map(tasks.__getitem__, range(len(tasks))) if (task.user, task.num_context) == (3, 2))
     contexts, targets = task.draw(None)
     with torch.no_grad():
@@ -116,7 +117,7 @@ def test_judges_are_loaded_from_their_folders_for_their_groups(generations, tmp_
         for parameter in models[name].parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         models[name].save_pretrained(tmp_path / name)
-    dataset = generations.trainer.eval_dataset.remove_columns("group")
+    dataset = generations.rows.dataset.remove_columns("group")
     groups = ["ada" if int(user.split("-")[1]) < 8 else "bob" for user in dataset["user_id"]]
     rows = PreferenceRows(dataset.add_column("group", groups))
     judge = build_judge([f"{name}={tmp_path / name}" for name in models], rows, "group", "cpu")

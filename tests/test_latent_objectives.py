@@ -109,12 +109,12 @@ def test_probabilities_are_averaged_over_the_latent_and_evaluation_is_repeatable
         trainer.compute_loss(trainer.model, dict(inputs))
         noise = torch.randn(32, 1, CONTEXT_CONFIG["latent_size"], generator=torch.Generator().manual_seed(42))
         margins = trainer.model.choice_logits(trainer.model(**inputs, latent_noise=noise))
-    torch.testing.assert_close(trainer._margins.sigmoid(), margins.sigmoid().mean(0))
+    torch.testing.assert_close(trainer.record.margins.sigmoid(), margins.sigmoid().mean(0))
     # the choices of one user hang together through the latent: together they are likelier than one by one
-    alone = torch.nn.functional.logsigmoid(trainer._margins)
+    alone = torch.nn.functional.logsigmoid(trainer.record.margins)
     users = inputs["context_index"].chunk(2)[0]
     independent = alone.new_zeros(len(inputs["context_mask"])).index_add(0, users, alone)
-    assert trainer._joint_log_likelihood.mean() > independent.mean()
+    assert trainer.record.joint.mean() > independent.mean()
 
 
 def test_the_divergence_counts(tmp_path):

@@ -17,8 +17,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from trl import TrlParser
 
+from np_trl.data import EvaluationProtocol
 from np_trl.evaluation.generations import Generations
-from np_trl.scripts.evaluation_arguments import EvaluationArguments, build_trainer
+from np_trl.scripts.evaluation_arguments import EvaluationArguments
 
 
 @dataclass
@@ -34,13 +35,13 @@ def draw(ax, plane: np.ndarray, groups: np.ndarray, title: str) -> None:
     ax.set(title=title, xticks=[], yticks=[], xlabel="PC 1")
 
 
-def main(script_args: ScriptArguments) -> None:
-    trainer, numbers = build_trainer(script_args), {}
-    num_contexts = [n for n in script_args.num_contexts if n > 0]
+def main(script_args: ScriptArguments, protocol: EvaluationProtocol) -> None:
+    evaluation, numbers = script_args.load(protocol), {}
+    num_contexts = [n for n in protocol.num_contexts if n > 0]
     picture, axes = plt.subplots(1, len(num_contexts), figsize=(3 * len(num_contexts), 2.8), layout="constrained")
     for ax, num_context in zip(np.atleast_1d(axes), num_contexts, strict=True):
-        users = Generations(trainer, num_context, answers_per_user=1)
-        groups = np.array(users.rows.groups(script_args.group_column))[users.users]
+        users = Generations(evaluation, num_context, answers_per_user=1)
+        groups = np.array(protocol.groups(users.rows))[users.users]
         latents = users.latents.cpu().numpy()
         pca = PCA(2).fit(latents)
         share = float(pca.explained_variance_ratio_.sum())
@@ -51,8 +52,8 @@ def main(script_args: ScriptArguments) -> None:
     if len(np.unique(groups)) <= 4:
         np.atleast_1d(axes)[-1].legend(fontsize=7, markerscale=2)
     script_args.num_seeds = 1  # one model
-    script_args.save(picture, numbers, seed=script_args.seed)
+    script_args.save(picture, numbers, seed=protocol.seed)
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    main(*TrlParser((ScriptArguments, EvaluationProtocol)).parse_args_and_config())

@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 from datasets import Dataset
+from tests.testing_utils import ROOT, tiny_policy, tiny_tokenizer
 
 from np_trl.data.embeddings import text_id
-
-from .testing_utils import ROOT, tiny_policy, tiny_tokenizer
 
 
 pytest.importorskip("matplotlib")

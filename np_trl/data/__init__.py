@@ -1,6 +1,7 @@
 """What a training run reads: rows, users, tasks and the collator."""
 
 from np_trl.data.contextual_collator import ContextualCollator, EmbeddingTargets, TokenTargets
+from np_trl.data.evaluation_protocol import EvaluationProtocol
 from np_trl.data.preference_rows import PreferenceRows
 from np_trl.data.tasks import EvaluationTasks, TaskSampler, TaskSampling, TrainingTasks
 
@@ -8,6 +9,7 @@ from np_trl.data.tasks import EvaluationTasks, TaskSampler, TaskSampling, Traini
 __all__ = [
     "ContextualCollator",
     "EmbeddingTargets",
+    "EvaluationProtocol",
     "EvaluationTasks",
     "PreferenceRows",
     "TaskSampler",

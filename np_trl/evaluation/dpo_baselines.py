@@ -141,6 +141,13 @@ class DPOBaselines:
 
     def _train(self, name: str, train_dataset: Dataset, eval_dataset, precompute: bool = False) -> NPDPOTrainer:
         """Train plain DPO: FiLM, which starts as the identity, stays it."""
+        protocol = dataclasses.replace(
+            self.trainer.args.evaluation_protocol,
+            num_contexts=[0],
+            shuffled_contexts=[],
+            num_targets=int(PreferenceRows(self.targets).counts.max()),
+            num_draws=1,
+        )
         args = dataclasses.replace(
             self.trainer.args,
             output_dir=f"{self.trainer.args.output_dir}/{name}",
@@ -148,10 +155,7 @@ class DPOBaselines:
             warmup_steps=min(self.trainer.args.warmup_steps, max(self.num_steps // 10, 0)),
             min_context=0,
             max_context=0,
-            eval_num_contexts=[0],
-            eval_shuffled_contexts=[],
-            eval_num_targets=int(PreferenceRows(self.targets).counts.max()),
-            eval_num_draws=1,
+            **protocol.as_arguments(),
             drop_short_users=True,
             precompute_ref_log_probs=precompute,  # the run's own data sets have them already
             context_encoder_path=None,
@@ -191,9 +195,9 @@ class DPOBaselines:
 
 def draw_evaluation(trainer: NPDPOTrainer, num_context: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Draw the row numbers of the context and the target set of every task that `trainer` evaluates at this N_C."""
-    tasks = trainer.evaluation_tasks(PreferenceRows(trainer.eval_dataset))
+    tasks = trainer.args.evaluation_protocol.tasks(PreferenceRows(trainer.eval_dataset))
     items = (tasks[index] for index in range(len(tasks)))
-    return [task.draw(trainer.args.task_sampling) for task in items if task.num_context == num_context]
+    return [task.draw(None) for task in items if task.num_context == num_context]
 
 
 def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray], end: str) -> Dataset:

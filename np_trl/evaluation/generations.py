@@ -5,20 +5,18 @@ Answers are sampled to the prompts of the users' own target pairs, so neither th
 user is known by, nor, where prompts are kept apart, its prompt.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 
 from np_trl.data import PreferenceRows
+from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.metrics import UserAccuracy
 from np_trl.populations.style_grammar import detect_attributes, is_grammatical
-from np_trl.trainer import NPDPOTrainer
 from np_trl.users.posterior import check_at_least
 
 
@@ -75,7 +73,7 @@ class Generations:
     The users of an evaluation, and what policies write for them after N_C of their choices.
 
     Args:
-        trainer ([`NPDPOTrainer`]):
+        evaluation ([`PolicyEvaluation`]):
             The policy, its reference and the users.
         num_context (`int`):
             N_C.
@@ -83,21 +81,24 @@ class Generations:
             How many answers are written for each user, and their largest length.
     """
 
-    def __init__(self, trainer: NPDPOTrainer, num_context: int, answers_per_user: int = 2, max_new_tokens: int = 64):
+    def __init__(
+        self, evaluation: PolicyEvaluation, num_context: int, answers_per_user: int = 2, max_new_tokens: int = 64
+    ):
         check_at_least(1, answers_per_user=answers_per_user, max_new_tokens=max_new_tokens)
-        self.trainer, self.num_context, self.max_new_tokens = trainer, num_context, max_new_tokens
-        self.tokenizer, self.rows = trainer.processing_class, PreferenceRows(trainer.eval_dataset)
-        self.model = trainer.accelerator.unwrap_model(trainer.model).eval()
-        tasks = trainer.evaluation_tasks(self.rows)
+        self.protocol, self.num_context, self.max_new_tokens = evaluation.protocol, num_context, max_new_tokens
+        self.tokenizer, self.rows = evaluation.tokenizer, evaluation.rows
+        self.model, self.reference = evaluation.model, evaluation.reference
+        tasks = self.protocol.tasks(self.rows)
         first = {}  # draw of each user
         for task in map(tasks.__getitem__, range(len(tasks))):
             if task.num_context == num_context:
                 first.setdefault(task.user, task)
         users, contexts, targets = [], [], []
+        embed_size = self.model.config.context_config.embed_size
         for user, task in first.items():
-            context, target = task.draw(trainer.args.task_sampling)
+            context, target = task.draw(None)
             users += [user] * answers_per_user
-            contexts.append(self.rows.embeds(context) if num_context else torch.zeros(1, 2, trainer._embed_size))
+            contexts.append(self.rows.embeds(context) if num_context else torch.zeros(1, 2, embed_size))
             targets += [target[index % len(target)] for index in range(answers_per_user)]
         self.users = np.array(users)  # (answers,)
         self.prompts = [pair["prompt"] for pair in self.rows.take(targets)]
@@ -121,11 +122,9 @@ class Generations:
             `dict[str, float]`: `{policy, base, opponent}_tokens`, `_repetition`, `_finished`; `kl` to the reference, in
             nats a token; `win_rate` over the opponent, with its standard error over users, of all and of each group.
         """
-        set_seed(self.trainer.args.seed)
+        set_seed(self.protocol.seed)
         answers = self._write(self.model, self.latents)
-        with reference_policy(self.trainer) as reference:
-            base_answers = self._write(reference)
-        written = {"policy": answers, "base": base_answers}
+        written = {"policy": answers, "base": self._write(self.reference)}
         if opponent is not None:
             written["opponent"] = self._write(opponent.eval())
         metrics = {"kl": self.kl(answers)}
@@ -150,9 +149,9 @@ class Generations:
 
     def _win_rates(self, margins: np.ndarray) -> dict[str, float]:
         """How often a margin is positive, ties counting half: the mean over users, and that of each group."""
-        column, groups = self.trainer.args.eval_group_column, {"": np.ones(len(margins), dtype=bool)}
-        if column is not None:
-            names = np.array(self.rows.groups(column))[self.users]
+        named, groups = self.protocol.groups(self.rows), {"": np.ones(len(margins), dtype=bool)}
+        if named is not None:
+            names = np.array(named)[self.users]
             groups |= {f"{name}_": names == name for name in np.unique(names)}
         rates = {}
         for name, members in groups.items():
@@ -173,8 +172,7 @@ class Generations:
             policy = (
                 self.model(**inputs, latents=self.latents[part]).logits[:, :-1][written].float().log_softmax(dim=-1)
             )
-            with reference_policy(self.trainer) as model:
-                reference = model(**inputs).logits[:, :-1][written].float().log_softmax(dim=-1)
+            reference = self.reference(**inputs).logits[:, :-1][written].float().log_softmax(dim=-1)
             total += float((policy.exp() * (policy - reference)).sum())
             count += len(policy)
         return total / count
@@ -190,21 +188,6 @@ class Generations:
         inputs = {"input_ids": input_ids, "attention_mask": present.long()}
         inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
         return inputs, (present & (positions >= lengths[:, :1])).to(self.model.device)
-
-
-@contextmanager
-def reference_policy(trainer: NPDPOTrainer) -> Iterator[nn.Module]:
-    """The reference policy of a trainer: `ref_model`, or the policy without its adapter and without users."""
-    if trainer.ref_model is not None:
-        yield trainer.ref_model.eval()
-    elif isinstance(model := trainer.accelerator.unwrap_model(trainer.model), PeftModel):
-        with model.disable_adapter():
-            yield model
-    else:
-        raise ValueError(
-            "The reference policy of this run is gone: its log-probs were computed before training. Evaluate the saved policy "
-            "with `examples/evaluate_model.py --ref_model_name_or_path`, or train without `precompute_ref_log_probs`."
-        )
 
 
 def end_tokens(model: nn.Module) -> list[int]:

@@ -12,6 +12,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.evaluation.dpo_baselines import BASELINES, DPOBaselines
 from np_trl.evaluation.generations import Generations, share_grammatical, style_judge
+from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.files import whole_file
 from np_trl.models import NPRewardModel, NPRewardModelConfig
 from np_trl.populations import style_bayes_accuracy, style_population
@@ -133,11 +134,7 @@ def train_context_encoder(trainer: NPDPOTrainer, steps: int, learning_rate: floa
         num_targets=5,
         max_context=max(args.eval_num_contexts),
         context_in_target=False,
-        eval_num_contexts=args.eval_num_contexts,
-        eval_num_targets=args.eval_num_targets,
-        eval_num_draws=args.eval_num_draws,
-        eval_disjoint_prompts=args.eval_disjoint_prompts,
-        eval_group_column=args.eval_group_column,
+        **args.evaluation_protocol.as_arguments(),
         drop_short_users=True,
         bf16=args.bf16,  # one setting for the process: another would change that of the policy
         fp16=args.fp16,
@@ -170,7 +167,7 @@ def evaluate_generations(trainer: NPDPOTrainer, num_context: int, baselines: DPO
     Write for every user of the style population: the share of attributes as wanted, how often more of them are than in
     what the mixture's policy writes, the share of grammatical answers, and statistics.
     """
-    generations = Generations(trainer, num_context)
+    generations = Generations(PolicyEvaluation.of_trainer(trainer), num_context)
     judge, mixture = style_judge(generations.rows), baselines.policies.get("mixture")
     opponent = None if mixture is None else mixture.accelerator.unwrap_model(mixture.model)
     metrics = generations.evaluate(judge, opponent)
@@ -203,7 +200,7 @@ def print_curve(metrics: dict[str, float], num_contexts: list[int]) -> None:
 
 def print_two_users(trainer: NPDPOTrainer, num_context: int) -> None:
     """Print answers to the same prompts for two opposite users of the style population, after their choices."""
-    generations = Generations(trainer, num_context, answers_per_user=1)
+    generations = Generations(PolicyEvaluation.of_trainer(trainer), num_context, answers_per_user=1)
     readers = {
         "who chose long, formal, sure lists": STYLES.index((1, 1, 1, -1)),
         "who chose short, casual, hedged prose": STYLES.index((-1, -1, -1, 1)),

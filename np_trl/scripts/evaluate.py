@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 
 from transformers import AutoModel
 
-from np_trl.data import PreferenceRows
+from np_trl.data import EvaluationProtocol, PreferenceRows
 from np_trl.evaluation.generations import Generations, Judge, reward_judge, style_judge
+from np_trl.evaluation.policy_evaluation import PolicyEvaluation
+from np_trl.metrics.results import save_results
 from np_trl.scripts.command_parser import CommandParser
-from np_trl.scripts.evaluation_arguments import EvaluationArguments, build_trainer
-from np_trl.trainer import NPDPOTrainer, load_policy
+from np_trl.scripts.evaluation_arguments import EvaluationArguments
+from np_trl.trainer import load_policy
 
 
 @dataclass
@@ -48,30 +50,29 @@ def build_judge(names: list[str], rows: PreferenceRows, group_column: str | None
     return reward_judge(models, rows.groups(group_column))
 
 
-def evaluate_generations(trainer: NPDPOTrainer, script_args: ScriptArguments) -> dict[str, float]:
+def evaluate_generations(evaluation: PolicyEvaluation, script_args: ScriptArguments) -> dict[str, float]:
     """Write for the users after each number of choices, and judge what is written."""
-    device, metrics, opponent = trainer.accelerator.device, {}, None
+    device, metrics, opponent = evaluation.model.device, {}, None
     if script_args.opponent is not None:
         opponent = load_policy(script_args.opponent, dtype=script_args.dtype).to(device)
-    rows = PreferenceRows(trainer.eval_dataset)
-    judge = build_judge(script_args.judges, rows, script_args.group_column, device)
-    for num_context in script_args.num_contexts:
-        generations = Generations(trainer, num_context, script_args.num_generations, script_args.max_new_tokens)
+    judge = build_judge(script_args.judges, evaluation.rows, evaluation.protocol.group_column, device)
+    for num_context in evaluation.protocol.num_contexts:
+        generations = Generations(evaluation, num_context, script_args.num_generations, script_args.max_new_tokens)
         written = generations.evaluate(judge, opponent)
         metrics |= {f"eval_nc{num_context}_{key}": value for key, value in written.items()}
     return metrics
 
 
-def main(script_args: ScriptArguments) -> None:
-    trainer = build_trainer(script_args)
-    metrics = trainer.evaluate()
-    if script_args.num_generations and isinstance(trainer, NPDPOTrainer):
-        metrics |= evaluate_generations(trainer, script_args)
-    trainer.save_metrics("eval", metrics)
-    curve = {key: value for key, value in metrics.items() if key.startswith("eval_nc")}
-    trainer.accelerator.print(json.dumps(curve, indent=2))
+def main(script_args: ScriptArguments, protocol: EvaluationProtocol) -> None:
+    evaluation = script_args.load(protocol)
+    metrics = evaluation.evaluate()
+    if script_args.num_generations and isinstance(evaluation, PolicyEvaluation):
+        metrics |= evaluate_generations(evaluation, script_args)
+    if evaluation.accelerator.is_main_process:
+        save_results(script_args.output_dir, "eval", metrics)
+        print(json.dumps(metrics, indent=2))
 
 
 def run() -> None:
     """Parse the command line and run."""
-    main(*CommandParser("evaluate", ScriptArguments).parse_args_and_config())
+    main(*CommandParser("evaluate", (ScriptArguments, EvaluationProtocol)).parse_args_and_config())

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from np_trl.data import TaskSampling
+from np_trl.data import EvaluationProtocol, TaskSampling
+from np_trl.data.evaluation_protocol import PROTOCOL_FIELDS, check_at_least, check_protocol
 
 
 @dataclass
@@ -80,17 +81,11 @@ class ContextConfigMixin:
         super().__post_init__()
         self._share_out_streams()
         self._check_at_least("num_targets", 1)
-        self._check_at_least("eval_num_targets", 1)
-        self._check_at_least("eval_num_draws", 1)
         self._check_at_least("min_context", 0)
         self._check_at_least("max_context", 0)
-        for name in ("context_in_target", "drop_short_users", "drop_ties", "eval_disjoint_prompts"):
+        for name in ("context_in_target", "drop_short_users", "drop_ties"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}={getattr(self, name)!r}` must be `True` or `False`.")
-        if not isinstance(self.eval_group_column, (str, type(None))):
-            raise ValueError(
-                f"`eval_group_column={self.eval_group_column!r}` must be the name of a column, or `None`."
-            )
         if self.min_context > self.max_context:
             raise ValueError(
                 f"`min_context={self.min_context}` exceeds `max_context={self.max_context}`. Lower `min_context` or raise "
@@ -101,17 +96,24 @@ class ContextConfigMixin:
                 f"`max_context={self.max_context}` exceeds `num_targets={self.num_targets}`, but the context set is drawn "
                 "from the target set. Lower `max_context`, raise `num_targets`, or set `context_in_target=False`."
             )
-        self._check_numbers("eval_num_contexts")
-        if len(self.eval_num_contexts) == 0:
-            raise ValueError("`eval_num_contexts=[]` must hold at least one number, each 0 or more.")
+        self._check_at_least("eval_num_draws", 1)
+        check_protocol("eval_", **self._protocol_fields)
         if self.eval_shuffled_contexts is None:
             self.eval_shuffled_contexts = [max(self.eval_num_contexts)]
-        self._check_numbers("eval_shuffled_contexts")
-        if not set(self.eval_shuffled_contexts) <= set(self.eval_num_contexts):
-            raise ValueError(
-                f"`eval_shuffled_contexts={self.eval_shuffled_contexts}` must be among "
-                f"`eval_num_contexts={self.eval_num_contexts}`."
-            )
+
+    @property
+    def evaluation_protocol(self) -> EvaluationProtocol:
+        """How users are evaluated."""
+        return EvaluationProtocol(seed=self.task_seed, **self._protocol_fields)
+
+    @property
+    def _protocol_fields(self) -> dict:
+        return {name: getattr(self, f"eval_{name}") for name in PROTOCOL_FIELDS}
+
+    @property
+    def task_seed(self) -> int:
+        """The seed of tasks: `data_seed`, or `seed`."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def task_sampling(self) -> TaskSampling:
@@ -128,19 +130,4 @@ class ContextConfigMixin:
         self.accelerator_config.dispatch_batches = False
 
     def _check_at_least(self, name: str, limit: int) -> None:
-        value = getattr(self, name)
-        if not _is_whole(value):
-            raise ValueError(f"`{name}={value!r}` must be a whole number, such as {limit}.")
-        if value < limit:
-            raise ValueError(f"`{name}={value}` must be at least {limit}.")
-
-    def _check_numbers(self, name: str) -> None:
-        values = getattr(self, name)
-        if not isinstance(values, (list, tuple)) or not all(_is_whole(value) and value >= 0 for value in values):
-            raise ValueError(
-                f"`{name}={values!r}` must be a list of whole numbers, each 0 or more, such as [0, 1, 3]."
-            )
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        check_at_least(name, getattr(self, name), limit)

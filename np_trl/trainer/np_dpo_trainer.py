@@ -1,53 +1,41 @@
 """NP-DPO (eq. 8 and 24 of the paper) on TRL's DPO trainer."""
 
 import logging
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars, load_from_disk
+from datasets import Dataset, IterableDataset
 from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
-from transformers.integrations import is_fsdp_enabled
 from trl import DPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from np_trl.data import ContextualCollator, EvaluationTasks, PreferenceRows, TokenTargets
-from np_trl.data.pair_codes import TOKEN_COLUMNS
+from np_trl.data import ContextualCollator, TokenTargets
 from np_trl.data.preference_rows import EMBED_COLUMNS
-from np_trl.data.task_stream import check_tasks
 from np_trl.data.validation import check_embeddings
 from np_trl.models import ContextEncoder
 from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
-from np_trl.models.text_context import check_end_token
-from np_trl.models.texts import SIDES
 from np_trl.models.weights import read_path
-from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights, is_adapter
-from np_trl.trainer.gated_lora import check_gated_lora
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
-from np_trl.trainer.policy import changed_fields, check_policy, np_parameters, upcast_np_parameters
+from np_trl.trainer.policy import np_parameters, upcast_np_parameters
 from np_trl.trainer.policy_source import PolicySource, used_init_kwargs
-from np_trl.trainer.reference_log_probs import ReferenceLogProbs
+from np_trl.trainer.policy_start import PolicyStart
 from np_trl.trainer.sharing_trainer import copy_to_cpu, whole_model
-from np_trl.trainer.token_ties import find_token_ties
-from np_trl.trainer.trunk import check_trunk, freeze_trunk
+from np_trl.trainer.tokenizing_trainer import TokenizingTrainerMixin
+from np_trl.trainer.trl_loss import PolicyLossMixin
+from np_trl.trainer.trunk import check_trunk, embed_with_trunk, freeze_trunk
 from np_trl.trainer.uploads import files_to_share, upload
 
 
 logger = logging.getLogger(__name__)
 
-_CONTEXT_KEYS = ("context_embeds", "context_mask", "context_index")
 
-
-class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
+class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMixin, DPOTrainer):
     """
     Train one policy that writes for each user, from the choices of many.
 
@@ -96,9 +84,6 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
         "max_length",
     )
 
-    # of the set that is evaluated; none in training
-    _references: ReferenceLogProbs | None = None
-
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
@@ -113,50 +98,34 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
     ):
         args = NPDPOConfig("NP-DPO") if args is None else args
         self._check_arguments(args, NPDPOConfig)
-        self._base_revision = self._context_encoder_start = None
-        film_kwargs = _film_kwargs(args, train_dataset)
-        embedded = _is_embedded(train_dataset)
         if peft_config is None and not isinstance(model, PeftModel):
             _check_output_dir(args.output_dir)
-        source = None if isinstance(model, nn.Module) else PolicySource.of(model, args, quantization_config)
         if not isinstance(ref_model, nn.Module | None):
             raise TypeError(
                 f"`ref_model` is a {type(ref_model).__name__}, but must be a model. Leave it out, or load it by "
                 "`AutoModelForCausalLM.from_pretrained`."
             )
-        if source is not None:
-            self._base_revision = source.commit
-            model, peft_config = source.load_policy(film_kwargs, peft_config, embedded, args.seed)
-            if kwargs.get("processing_class") is None:
-                kwargs["processing_class"] = source.load_tokenizer()
-            needs_reference = peft_config is None and (not args.precompute_ref_log_probs or is_fsdp_enabled())
-            if ref_model is None and needs_reference:
-                ref_model = source.load_reference(model)
-        check_policy(model)
-        if source is None:
-            peft_config = complete_adapter(peft_config, model.config, embedded)
-            if changed := changed_fields(model.config, film_kwargs):
-                logger.warning(
-                    "`film_kwargs` is ignored, as `model` is there already. By name, its own and yours: %s.", changed
-                )
-        if model.config.film_site == "lora" and not isinstance(model, PeftModel):
-            check_gated_lora(peft_config)
-        self._base_weights = None if isinstance(model, PeftModel) else hash_base_weights(model)
+        embedded, film_kwargs = _is_embedded(train_dataset), _film_kwargs(args, train_dataset)
+        start = PolicyStart.of(model, args, film_kwargs, embedded, peft_config, quantization_config)
+        if kwargs.get("processing_class") is None:
+            kwargs["processing_class"] = start.load_tokenizer()
+        self._base_revision, self._context_encoder_start = start.commit, None
+        self._base_weights = None if isinstance(start.model, PeftModel) else hash_base_weights(start.model)
         self._user_metrics = compute_metrics
-        with used_init_kwargs(args, source):
+        with used_init_kwargs(args, start.source):
             super().__init__(
-                model,
-                ref_model=ref_model,
+                start.model,
+                ref_model=start.load_reference(args) if ref_model is None else ref_model,
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 compute_metrics=self._compute_metrics,
-                peft_config=peft_config,
-                quantization_config=quantization_config if source is None else None,  # which TRL says is ignored
+                peft_config=start.peft_config,
+                quantization_config=quantization_config if start.source is None else None,  # which TRL says is ignored
                 **kwargs,
             )
         if isinstance(self.model, PeftModel):
-            self._adopt_adapter(source)
+            self._adopt_adapter(start.source)
         upcast_np_parameters(self.model)
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
@@ -293,90 +262,6 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             settings["context encoder: started from"] = self._context_encoder_start
         return settings
 
-    # Override: check the rows, and tokenise rows that are tasks already.
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        self._check_dataset(dataset, dataset_name)
-        if isinstance(dataset, IterableDataset):
-            return check_tasks(dataset, dataset_name, ("prompt", *SIDES)).map(
-                self._tokenize_tasks,
-                fn_kwargs={"processing_class": processing_class, "args": args, "name": dataset_name},
-                batched=True,
-                batch_size=16,
-            )
-        if dataset._fingerprint in self._prepared:
-            return dataset
-        dataset = self._select_users(dataset, args, dataset_name, required=SIDES)
-        prepared = self._tokenize(dataset, processing_class, args, dataset_name)
-        ties = find_token_ties(prepared, args, dataset_name)
-        if ties:
-            logger.warning("Dropped %d pairs of the %s dataset that are ties in tokens.", len(ties), dataset_name)
-            kept = np.delete(np.arange(len(prepared)), ties)
-            prepared = self._select_by_counts(prepared.select(kept), args, dataset_name)
-        return self._remember(prepared)
-
-    def _read_rows(self, dataset: Dataset) -> PreferenceRows:
-        # of which pairs that are alike once truncated are one
-        return PreferenceRows(dataset, self.args.max_length, self.args.truncation_mode)
-
-    @cached_property
-    def _prepared(self) -> set[str]:
-        """Fingerprints of the datasets that this trainer prepared itself. Columns of the same names may be another's."""
-        return set()
-
-    def _remember(self, dataset: Dataset) -> Dataset:
-        self._prepared.add(dataset._fingerprint)
-        return dataset
-
-    def _tokenize(self, dataset: Dataset, processing_class, args, name: str) -> Dataset:
-        """Tokenise pairs with TRL's own preparation."""
-        if isinstance(dataset[0]["chosen"], str):
-            check_end_token(processing_class)
-        prepared = super()._prepare_dataset(dataset, processing_class, args, name)
-        if len(prepared) < len(dataset):
-            raise ValueError(
-                f"{len(dataset) - len(prepared)} of {len(dataset)} prompts of the {name} dataset fill "
-                f"`max_length={args.max_length}` and leave no room for the completion. Raise `max_length`, shorten the "
-                'prompts, or set `truncation_mode="keep_end"`.'
-            )
-        return prepared
-
-    def _tokenize_tasks(self, tasks: dict[str, list], processing_class, args, name: str) -> dict[str, list]:
-        """Tokenise the target pairs of a batch of tasks."""
-        pairs = [pair for target in tasks["target"] for pair in target]
-        if not pairs:
-            return tasks
-        disable_progress_bars()
-        try:
-            prepared = self._tokenize(Dataset.from_list(pairs), processing_class, args, name)
-        finally:
-            enable_progress_bars()
-        ties = set(find_token_ties(prepared, args, name))
-        tokenized = iter(prepared.to_list())
-        targets = [[next(tokenized) for _ in target] for target in tasks["target"]]
-        if ties:
-            numbers = iter(range(len(pairs)))
-            targets = [[pair for pair in target if next(numbers) not in ties] for target in targets]
-        kept = [index for index, target in enumerate(targets) if target]
-        tasks = {**tasks, "target": targets}
-        return {key: [values[index] for index in kept] for key, values in tasks.items()}
-
-    # Override: TRL's processes exchange reference log-probs by a file beside that of the dataset, and a dataset in memory
-    # has none that they share.
-    def _precompute_ref_logps(self, dataset, name, batch_size):
-        if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and not dataset.cache_files:
-            path = Path(self.args.output_dir, "_reference", name)  # which is not pushed
-            if self.accelerator.is_main_process:
-                dataset.save_to_disk(path)
-            self.accelerator.wait_for_everyone()
-            dataset = load_from_disk(path)
-        # by which TRL tells cached log-probs from those of another model, but not from those of other tokens
-        args, weights = self.args, self._precompute_model_hash
-        self._precompute_model_hash = (weights, args.max_length, args.truncation_mode, args.ld_alpha)
-        try:
-            return self._remember(super()._precompute_ref_logps(dataset, name, batch_size))
-        finally:
-            self._precompute_model_hash = weights
-
     def _with_embeddings(self, dataset: Dataset, name: str) -> Dataset:
         if not set(EMBED_COLUMNS).isdisjoint(dataset.column_names):
             return self._remember(super()._with_embeddings(dataset, name))
@@ -385,83 +270,14 @@ class NPDPOTrainer(ContextualTrainerMixin, DPOTrainer):
             check_trunk(model)
         else:
             freeze_trunk(model)
-        embeds = self._embed_options(model, dataset, name)  # (rows, 2, H)
+        collate, batch_size = self.data_collator.target_collator, self.args.embed_batch_size
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator
+        ):  # which gathers weights that are sharded
+            embeds = embed_with_trunk(model, dataset, collate, self.accelerator, batch_size, name)  # (rows, 2, H)
         for side, column in enumerate(EMBED_COLUMNS):
             dataset = dataset.add_column(column, list(embeds[:, side].numpy()))
         return self._remember(super()._with_embeddings(dataset, name))
-
-    @torch.no_grad()
-    def _embed_options(self, model: nn.Module, dataset: Dataset, name: str) -> torch.Tensor:
-        """Embed every option once with the trunk, each process its share: `(rows, 2, H)`."""
-        was_training = model.training
-        model.eval()
-        rows = dataset.select_columns(list(TOKEN_COLUMNS))
-        lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-        order = torch.tensor(lengths).argsort()
-        embeds = torch.zeros(len(rows), 2, model.config.hidden_size)
-        batches = order.split(self.args.embed_batch_size)
-        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        collate = self.data_collator.target_collator
-        # ZeRO-3 gathers the weights from all processes, so all run as often
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
-            for first in tqdm(range(0, len(batches), num_processes), desc=f"Embedding the options of {name}"):
-                number = first + rank
-                indices = batches[min(number, len(batches) - 1)]
-                batch = self._prepare_inputs(collate([rows[int(index)] for index in indices]))
-                options = model.embed_options(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
-                if number < len(batches):
-                    embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
-        model.train(was_training)
-        if num_processes == 1:
-            return embeds
-        parts = embeds.split(65_536)  # as much as goes through an accelerator at once
-        return torch.cat([self.accelerator.reduce(part.to(self.accelerator.device)).cpu() for part in parts])
-
-    # Override: the reference never sees a context, so its log-probs come from TRL's own function, without one.
-    def _compute_loss(self, model, inputs, return_outputs):
-        if "ref_chosen_logps" not in inputs:
-            chosen, rejected = self._reference_log_probs(model, inputs)
-            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-
-        def forward(**kwargs):
-            outputs = model(**kwargs)
-            log_probs = outputs.log_probs.detach()  # (2P, T - 1)
-            if self.ld_alpha is not None:
-                log_probs = log_probs * _length_weights(inputs["completion_mask"][:, 1:], self.ld_alpha)
-            chosen, rejected = log_probs.sum(dim=1).chunk(2)
-            margins = (chosen - inputs["ref_chosen_logps"]) - (rejected - inputs["ref_rejected_logps"])
-            self._margins = self.beta * margins
-            return outputs
-
-        precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
-        try:
-            return super()._compute_loss(forward, inputs, return_outputs)
-        finally:
-            self.precompute_ref_logps = precomputed
-
-    def _reference_log_probs(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of the chosen and the rejected completions, `(P,)`; in an evaluation computed once for every pair."""
-        plain = {key: value for key, value in inputs.items() if key not in _CONTEXT_KEYS}
-        reference = model if self.ref_model is None else self.ref_model
-        if self._references is None:
-            return self.compute_ref_log_probs(reference, plain)
-        found = self._references.find(self._target_rows)
-        is_missing = torch.tensor([found is None], device=self.accelerator.device)
-        if self.accelerator.gather(is_missing).any():  # where weights are sharded, all processes compute or none
-            chosen, rejected = self.compute_ref_log_probs(reference, plain)
-            self._references.add(*self.accelerator.gather((self._target_rows, chosen, rejected)))
-            return chosen, rejected
-        return tuple(found.to(self.accelerator.device))
-
-    # Override: in an evaluation of users, the reference log-probs of every pair are computed once.
-    def evaluation_loop(self, dataloader, *args, **kwargs):
-        if not isinstance(dataloader.dataset, EvaluationTasks):
-            return super().evaluation_loop(dataloader, *args, **kwargs)
-        self._references = ReferenceLogProbs(len(dataloader.dataset.rows.dataset))
-        try:
-            return super().evaluation_loop(dataloader, *args, **kwargs)
-        finally:
-            self._references = None
 
     # Override: the context encoder and FiLM have a learning rate of their own.
     def create_optimizer(self, model=None):
@@ -507,9 +323,3 @@ def _film_kwargs(args: NPDPOConfig, train_dataset) -> dict:
         embed_size = check_embeddings(train_dataset, "train")
         film_kwargs["context_config"] = {"embed_size": embed_size, **film_kwargs.get("context_config", {})}
     return film_kwargs
-
-
-def _length_weights(completion_mask: torch.Tensor, ld_alpha: float) -> torch.Tensor:
-    """Weight `ld_alpha` where a completion is longer than the other of its pair, else 1 (LD-DPO), `(2P, T)`."""
-    shared = torch.stack(completion_mask.sum(dim=1).chunk(2)).amin(dim=0).repeat(2)  # (2P,)
-    return torch.where(completion_mask.cumsum(dim=1) > shared.unsqueeze(1), ld_alpha, 1.0)

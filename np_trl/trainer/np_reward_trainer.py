@@ -15,24 +15,17 @@ from np_trl.data import ContextualCollator, EmbeddingTargets
 from np_trl.data.preference_rows import ID_COLUMNS
 from np_trl.data.task_stream import check_tasks
 from np_trl.models import NPRewardModel
-from np_trl.models.modeling_np_reward import NPRewardOutput
 from np_trl.models.weights import read_path
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
-from np_trl.trainer.latent_objectives import (
-    joint_log_likelihood,
-    latent_loss,
-    mean_log_likelihood,
-    predictive_margins,
-    target_sets,
-)
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_reward_config import NPRewardConfig
+from np_trl.trainer.trl_loss import RewardLossMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
+class NPRewardTrainer(RewardLossMixin, ContextualTrainerMixin, RewardTrainer):
     """
     Train an [`NPRewardModel`] on the embedded choices of many users.
 
@@ -147,60 +140,6 @@ class NPRewardTrainer(ContextualTrainerMixin, RewardTrainer):
                 "for %d of them.", dataset_name, missing, len(self._option_ids),
             )  # fmt: skip
         return self._select_users(dataset, args, dataset_name)
-
-    # Override: the loss is TRL's, of the log-odds that the model's head gives to each choice; with Gaussian latents, of
-    # the log-odds of its mean probability, and in training the objective that was named.
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        reward_model = self.accelerator.unwrap_model(model)
-        gaussian = reward_model.has_gaussian_latents
-        if gaussian:
-            inputs = {**inputs, **self._latent_inputs(reward_model, inputs)}
-        objective = None
-
-        def forward(**kwargs):
-            nonlocal objective
-            outputs = model(**kwargs)
-            margins = reward_model.choice_logits(outputs)  # (P,) or (S, P)
-            if gaussian:
-                objective = self._latent_loss(reward_model, inputs, outputs, margins)
-                margins, outputs.logits = predictive_margins(margins), outputs.logits.mean(dim=0)
-            chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
-            correction = (margins - (chosen - rejected)) / 2  # zero for a Bradley-Terry head
-            outputs.logits = outputs.logits + torch.cat([correction, -correction]).unsqueeze(-1)
-            self._margins = margins.detach()
-            return outputs
-
-        loss, outputs = super().compute_loss(forward, inputs, True, num_items_in_batch)
-        if gaussian and self.model.training:
-            loss = objective
-        return (loss, outputs) if return_outputs else loss
-
-    def _latent_inputs(self, model: NPRewardModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Draw noise for samples of the latents, the same for all users of an evaluation; lay out target sets."""
-        embeds, latent_size = inputs["context_embeds"], model.config.context_config.latent_size
-        if not self.model.training:
-            generator = torch.Generator().manual_seed(self._data_seed)
-            noise = torch.randn(self.args.eval_num_latent_samples, 1, latent_size, generator=generator)
-            return {"latent_noise": noise.to(embeds.device)}
-        noise = torch.randn(self.args.num_latent_samples, len(embeds), latent_size, device=embeds.device)
-        sets = target_sets(inputs, self.args.context_in_target) if self.args.latent_objective == "elbo" else {}
-        return {"latent_noise": noise, **sets}
-
-    def _latent_loss(self, model: NPRewardModel, inputs, outputs: NPRewardOutput, margins: torch.Tensor):
-        users = inputs["context_index"][: self._num_pairs]  # (P,)
-        num_users = len(inputs["context_mask"])
-        log_likelihood = joint_log_likelihood(margins[:, : self._num_pairs], users, num_users)  # (S, U)
-        self._joint_log_likelihood = mean_log_likelihood(log_likelihood).detach()
-        if not self.model.training:
-            return None
-        return latent_loss(
-            self.args.latent_objective,
-            log_likelihood,
-            outputs,
-            torch.bincount(users, minlength=num_users),
-            model.config.context_config.memory_size,
-            self.args.kl_weight,
-        )
 
 
 def _empty_tokenizer() -> PreTrainedTokenizerFast:

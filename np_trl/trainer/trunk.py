@@ -1,9 +1,18 @@
 """The trunk: the lower layers of a policy, which embed the users' options and must stay those of the base model."""
 
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from datasets import Dataset
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+
+from np_trl.data.pair_codes import TOKEN_COLUMNS
 
 
 def check_trunk(model: nn.Module) -> None:
@@ -36,3 +45,48 @@ def trunk_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     """The token embeddings and the layers below `context_layer`, with their names."""
     layers = [(f"layers.{index}", model.model.layers[index]) for index in range(model.config.context_layer)]
     return [("embed_tokens", model.get_input_embeddings()), *layers]
+
+
+@torch.no_grad()
+def embed_with_trunk(
+    model: nn.Module, dataset: Dataset, collate: Callable, accelerator: Accelerator, batch_size: int, name: str
+) -> torch.Tensor:
+    """
+    Embed every option of a dataset once, each process its share.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A policy, not wrapped, with its weights gathered.
+        dataset ([`~datasets.Dataset`]):
+            Tokenised pairs.
+        collate (`Callable`):
+            TRL's collator of preference pairs.
+        accelerator ([`~accelerate.Accelerator`]):
+            The processes, which all call this.
+        batch_size (`int`):
+            Pairs that a process embeds at once.
+        name (`str`):
+            What to call the dataset beside the progress bar.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, 2, H)`: chosen, rejected.
+    """
+    was_training = model.training
+    model.eval()
+    rows = dataset.select_columns(list(TOKEN_COLUMNS))
+    lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    batches = torch.tensor(lengths).argsort().split(batch_size)
+    embeds = torch.zeros(len(rows), 2, model.config.hidden_size)
+    # where weights are sharded they are gathered from all processes, so all run as often
+    for first in tqdm(range(0, len(batches), accelerator.num_processes), desc=f"Embedding the options of {name}"):
+        number = first + accelerator.process_index
+        indices = batches[min(number, len(batches) - 1)]
+        batch = send_to_device(collate([rows[int(index)] for index in indices]), accelerator.device)
+        options = model.embed_options(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+        if number < len(batches):
+            embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
+    model.train(was_training)
+    if accelerator.num_processes == 1:
+        return embeds
+    parts = embeds.split(65_536)  # as much as goes through an accelerator at once
+    return torch.cat([accelerator.reduce(part.to(accelerator.device)).cpu() for part in parts])
