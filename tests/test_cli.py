@@ -1,7 +1,12 @@
 """The command `np-trl`: which command runs with which arguments."""
 
+import ast
+import re
+import runpy
+import shlex
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +82,22 @@ def test_a_recipe_goes_by_its_name_and_a_file_comes_first(tmp_path, monkeypatch)
     assert read("np_dpo_style_lora") == "mine"
     with pytest.raises(FileNotFoundError, match="'np_dpo_stile'"):
         read("np_dpo_stile")
+
+
+SCRIPTS = ("np_dpo", "np_reward", "evaluate_model", "generate", "embed_preferences", "export")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_commands_that_a_script_shows_are_understood(name, monkeypatch):
+    monkeypatch.chdir(ROOT)  # whose recipes they name
+    shown = ast.get_docstring(ast.parse((ROOT / "examples" / f"{name}.py").read_text()))
+    lines = "".join(re.findall(r"```sh\n(.*?)```", shown, re.S)).replace("\\\n", " ").splitlines()
+    parsed = []
+    for line in lines:
+        script, arguments = re.fullmatch(r"(?:python|accelerate launch) (examples/\w+\.py) ?(.*)", line).groups()
+        run = runpy.run_path(script)["run"]
+        monkeypatch.setitem(run.__globals__, "main", lambda *arguments: parsed.append(arguments))
+        here = ["--use_cpu", "true"] if Path(script).stem in ("np_dpo", "np_reward") else []  # no GPU for bf16
+        monkeypatch.setattr(sys, "argv", [script, *shlex.split(arguments), *here])
+        run()
+    assert len(parsed) == len(lines) > 0
