@@ -101,3 +101,10 @@ def test_the_commands_that_a_script_shows_are_understood(name, monkeypatch):
         monkeypatch.setattr(sys, "argv", [script, *shlex.split(arguments), *here])
         run()
     assert len(parsed) == len(lines) > 0
+
+
+def test_the_readme_names_every_command_and_its_script():
+    named = dict(re.findall(r"\| `np-trl (\w+)` \| `(examples/\w+\.py)` \|", (ROOT / "README.md").read_text()))
+    assert list(named) == list(cli.COMMANDS)
+    for command, script in named.items():
+        assert f"from np_trl.scripts.{command} import" in (ROOT / script).read_text()
