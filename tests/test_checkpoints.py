@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_trainer_may_be_named(run, caplog):
     shutil.rmtree(folder / "checkpoint-3")
     resumed = build(folder)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-    assert losses(resumed) == expected and "cannot be told whether it is whole" in caplog.text
+    assert losses(resumed) == expected and "cannot be checked whether it is whole" in caplog.text
 
 
 SEALS = {

@@ -37,12 +37,13 @@ from np_trl import (
 )
 from np_trl.data import PreferenceRows
 from np_trl.data.embeddings import add_option_ids
-from np_trl.data.loading import PreferenceArguments, with_roles
+from np_trl.data.loading import with_roles
 from np_trl.evaluation.report import summarize_runs
 from np_trl.populations import style_population
 from np_trl.populations.correlated import correlated_population
 from np_trl.populations.piecewise import piecewise_population
 from np_trl.populations.style import split_prompts
+from np_trl.scripts.preference_arguments import PreferenceArguments
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
 

@@ -132,7 +132,7 @@ def _read_table(table: Dataset, kind: str) -> tuple[dict[str, int], np.ndarray]:
 
 
 def _compress(embeddings: np.ndarray) -> np.ndarray:
-    """The embeddings in half of the memory, unless that would round away what tells them apart."""
+    """The embeddings in half of the memory, unless rounding would make different ones equal."""
     if not np.abs(embeddings).max() <= np.finfo(np.float16).max:
         return embeddings.astype(np.float32)
     half, spread = embeddings.astype(np.float16), embeddings.std(axis=0, dtype=np.float64)

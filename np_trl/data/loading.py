@@ -83,7 +83,7 @@ def load_preferences(
 
 def hash_split(key: str) -> str:
     """
-    Tell by its hash which split a prompt or a user is in: the same wherever it occurs, whatever else there is.
+    Find the split of a prompt or a user by its hash: the same wherever it occurs, whatever other rows there are.
 
     Args:
         key (`str`):

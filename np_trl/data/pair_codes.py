@@ -52,7 +52,7 @@ def pair_codes(dataset: Dataset, max_length: int | None = None, truncation: str 
 
 def is_same_pair(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """
-    Tell whether pairs are the same to a model, whichever of their options was chosen.
+    Number pairs such that two have the same number if they are the same to a model, whichever option was chosen.
 
     Args:
         one (`np.ndarray` of shape `(..., 2, E)`), other (`np.ndarray` of a shape that broadcasts with it):

@@ -126,7 +126,7 @@ class PreferenceRows:
         """A number for each distinct prompt, `(rows,)`."""
         if "prompt" not in self.dataset.column_names:
             raise ValueError(
-                f"The dataset has no `prompt` column, only {self.dataset.column_names}, so prompts cannot be told apart. "
+                f"The dataset has no `prompt` column, only {self.dataset.column_names}, so prompts cannot be compared. "
                 "Evaluate without `eval_disjoint_prompts`."
             )
         return column_codes(self.dataset, ["prompt"])[:, 0]

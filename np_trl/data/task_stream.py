@@ -34,7 +34,7 @@ class TaskStream(torch.utils.data.IterableDataset):
     worker from its beginning: every process has the same number of batches, and beside these tasks each comes once a pass. The
     streams of `datasets` it would deal file by file, and the processes whose files hold less would leave the others waiting.
 
-    Tasks are numbered, so that those that come twice can be told: `task_number`. Their order depends on the number of workers.
+    Tasks are numbered (`task_number`), so that repeated ones can be found. Their order depends on the number of workers.
 
     Args:
         dataset ([`~datasets.IterableDataset`]):
@@ -45,7 +45,7 @@ class TaskStream(torch.utils.data.IterableDataset):
         self.dataset = dataset
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle anew, where the stream is shuffled: [`~datasets.IterableDataset.set_epoch`]."""
+        """Shuffle again, where the stream is shuffled: [`~datasets.IterableDataset.set_epoch`]."""
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

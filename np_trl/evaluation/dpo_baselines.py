@@ -1,9 +1,9 @@
 """
-What NP-DPO is compared with: the training arguments of its run, but for the steps that `--baseline_steps` says, and the target
-pairs of its evaluation, each once.
+The baselines of NP-DPO. Each is trained with the arguments of the run, for `--baseline_steps` steps, and evaluated on the target
+pairs of the run's evaluation, each once.
 
 - mixture: DPO on the choices of all users, without a context;
-- dedicated: a DPO policy for each group of users, trained on that group alone: an upper bound, for no other is told the groups;
+- dedicated: a DPO policy for each group of users, trained on that group alone. An upper bound: it knows the groups;
 - few_shot: DPO with a user's choices as text in the prompt, which costs their tokens with every answer;
 - base: the base model. Its implicit reward is 0, so its accuracy is that of its log-likelihood.
 """

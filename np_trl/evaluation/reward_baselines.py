@@ -65,8 +65,8 @@ class LinearUserModel(BaselineModel):
     """
     `r(y; w) = population(f(y)) + <code(f(y)), w> / K`, each user's w the most probable one given the context.
 
-    The prior of w is normal; f is a [`SkipMLP`], or the embedding itself. What of it is learned, and from what, tells three
-    baselines apart: [`empirical_bayes`], [`from_scratch`] and [`linear_features`].
+    The prior of w is normal; f is a [`SkipMLP`], or the embedding itself. Three baselines are of this class and differ in
+    which parameters are learned: [`empirical_bayes`], [`from_scratch`] and [`linear_features`].
 
     Args:
         config ([`NPRewardModelConfig`]):

@@ -2,7 +2,7 @@
 Example 4.3 of the paper: options of two correlated scores, two kinds of users, and the Bayes limit.
 
 The scores of an option are standard normal with correlation rho. Half of the users choose by the first score, the
-others by the second. Only a pair on which the scores disagree tells who chose; of all pairs these are
+others by the second. Only a pair on which the scores disagree shows who chose; of all pairs these are
 `1/2 - arcsin(rho) / pi` (appendix A).
 """
 
@@ -55,7 +55,7 @@ def correlated_bayes_error(correlation: float, num_contexts: list[int]) -> dict[
     """
     Return the smallest possible error of identifying z* from each number of context pairs.
 
-    One conflicting pair tells z*, and without one it is a guess: the error is `(1/2) (1 - c)^N` with c the conflict
+    One conflicting pair determines z*, and without one it is a guess: the error is `(1/2) (1 - c)^N` with c the conflict
     rate; for N = 1, `1/4 + arcsin(rho) / (2 pi)`.
 
     Args:

@@ -51,7 +51,7 @@ def piecewise_bayes_accuracy(num_contexts: list[int]) -> dict[int, float]:
     """
     Return the best possible accuracy on unseen pairs after each number of context pairs.
 
-    Half of all pairs conflict, and one conflicting context pair tells the kind of the user: the accuracy is
+    Half of all pairs conflict, and one conflicting context pair shows the kind of the user: the accuracy is
     `1 - (1/4) (1/2)^N`.
 
     Args:

@@ -2,7 +2,7 @@
 The style population: users who choose between two answers by the style they like, and its exact Bayes limit.
 
 A user is one sign for each of the four attributes (16 types) and prefers the answer with the larger signed sum; pairs
-that leave the user indifferent are never shown. Nobody is told the signs. See `style_grammar.py` for the texts.
+that leave the user indifferent are never shown. The signs are not in the data. See `style_grammar.py` for the texts.
 """
 
 import itertools

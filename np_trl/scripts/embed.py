@@ -167,7 +167,7 @@ def collect_options(datasets: Iterable[Dataset], kind: str) -> dict[str, dict]:
 
 
 def cut_shards(options: dict[str, dict], shard_size: int, embedder: TextEmbedder, folder: Path) -> list[Shard]:
-    """Cut options into shards, which are told from those of other options or settings by a hash."""
+    """Cut options into shards, whose names hold a hash of the options and the settings."""
     shards, keys = [], list(options)
     for start in range(0, len(keys), shard_size):
         part = {key: options[key] for key in keys[start : start + shard_size]}

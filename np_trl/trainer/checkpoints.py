@@ -142,7 +142,7 @@ def last_whole_checkpoint(output_dir: str) -> str | None:
 
 
 def last_start(output_dir: str) -> int:
-    """How often training was started in a folder, as its checkpoints tell."""
+    """How often training was started in a folder, by its checkpoints."""
     return max((_start(read_run(folder)) for folder in _sorted_checkpoints(output_dir)), default=0)
 
 

@@ -264,7 +264,7 @@ def as_python(value) -> str:
 
 
 def public_name(path: str) -> str:
-    """Return a name on the Hub as it is, and of a path on this machine the last part: the rest is nobody else's concern."""
+    """Return a name on the Hub unchanged, and of a path on this machine the last part alone, which is safe to publish."""
     is_path = os.path.exists(path) or path.startswith(("/", "./", "../", "~"))
     return Path(os.path.abspath(path)).name if is_path else path
 

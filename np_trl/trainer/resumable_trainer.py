@@ -83,7 +83,7 @@ class ResumableTrainerMixin:
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # Override: transformers trains a run that is finished for one step more; and it takes one pass over a stream, whose length
-    # nobody knows, to be as long as the run, and would go on in the first pass. The best checkpoint is looked for where the
+    # nobody knows, to be as long as the run, and would resume in the first pass. The best checkpoint is looked for where the
     # others are now.
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -169,7 +169,7 @@ class ResumableTrainerMixin:
         if is_unfinished(checkpoint):
             return f"The checkpoint {checkpoint!r} was not written to its end. {mend}"
         if not is_sealed(checkpoint):
-            logger.warning("%r has no `%s`: it cannot be told whether it is whole.", checkpoint, SEAL)
+            logger.warning("%r has no `%s`, so that it cannot be checked whether it is whole.", checkpoint, SEAL)
         elif damaged := damaged_files(checkpoint):
             return f"The checkpoint {checkpoint!r} is damaged: {damaged} are absent or not as they were saved. {mend}"
         return None
@@ -181,7 +181,7 @@ def _find_foreign(checkpoint: str, facts: dict) -> str | None:
     if run is None:
         if is_sealed(checkpoint):
             logger.warning(
-                "%r does not say what it was trained on: it cannot be told whether it is of this run.", checkpoint
+                "%r does not say what it was trained on: it cannot be checked whether it is of this run.", checkpoint
             )
         return None
     differences = find_differences(run["facts"], facts)

@@ -106,7 +106,7 @@ def _copy_weight(weight: Tensor) -> Tensor:
 
 
 class SharingTrainerMixin(UploadingTrainerMixin):
-    """Mix into a TRL trainer. Its class tells what a card needs to know in `_card_facts`."""
+    """Mix into a TRL trainer. Its class gives the facts of the model card in `_card_facts`."""
 
     _paper = {
         "title": "Few-shot Steerable Alignment: Adapting Rewards and LLM Policies with Neural Processes",
@@ -136,8 +136,8 @@ class SharingTrainerMixin(UploadingTrainerMixin):
         "bf16",
     )
 
-    # what `create_model_card` was told, for the cards of later saves
-    _told: dict = {}
+    # arguments of `create_model_card`, for the cards of later saves
+    _card_texts: dict = {}
     # the last evaluation of the evaluation set, and the update that the weights are of where they are not the last
     _evaluation: dict = {}
     _best_update: int | None = None
@@ -160,10 +160,10 @@ class SharingTrainerMixin(UploadingTrainerMixin):
         dataset_name = None if dataset_name is None else public_name(dataset_name)
         # TRL calls this at every checkpoint, with the default name
         model_name = None if model_name == self._default_name else model_name
-        told = {"model_name": model_name, "dataset_name": dataset_name}
-        tags = {*self._told.get("tags", ()), *([tags] if isinstance(tags, str) else tags or ())}
-        told = {name: value for name, value in told.items() if value is not None}
-        self._told = {**self._told, **told, "tags": tags}
+        texts = {"model_name": model_name, "dataset_name": dataset_name}
+        tags = {*self._card_texts.get("tags", ()), *([tags] if isinstance(tags, str) else tags or ())}
+        texts = {name: value for name, value in texts.items() if value is not None}
+        self._card_texts = {**self._card_texts, **texts, "tags": tags}
         self._save_card(self.args.output_dir)
 
     # Override: a card beside every model that is saved, and no code but ours.
@@ -217,8 +217,8 @@ class SharingTrainerMixin(UploadingTrainerMixin):
             "eval_users": self._describe_eval_users(),
             "settings": self._settings(),
             **self._card_facts(),
-            **self._told,
-            "tags": {*self._tag_names, *model_tags, *self._told.get("tags", ())},
+            **self._card_texts,
+            "tags": {*self._tag_names, *model_tags, *self._card_texts.get("tags", ())},
             **facts,
         }
         try:

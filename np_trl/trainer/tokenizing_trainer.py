@@ -89,7 +89,7 @@ class TokenizingTrainerMixin:
                 dataset.save_to_disk(path)
             self.accelerator.wait_for_everyone()
             dataset = load_from_disk(path)
-        # by which TRL tells cached log-probs from those of another model, but not from those of other tokens
+        # TRL's cache of log-probs knows the model by this hash, but not the lengths that tokens are cut to
         args, weights = self.args, self._precompute_model_hash
         self._precompute_model_hash = (weights, args.max_length, args.truncation_mode, args.ld_alpha)
         try:

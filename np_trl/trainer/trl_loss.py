@@ -1,5 +1,5 @@
 """
-What our trainers do around TRL's loss: all of it, in one place.
+Everything that our trainers do around TRL's loss.
 
 Both hook at the same height, [`~transformers.Trainer.compute_loss`], the hook that TRL documents: they call TRL's own with a
 forward in place of the model, which keeps the log-odds that the metrics of users need ([`LossRecord`]) and, for a reward
@@ -24,7 +24,7 @@ transformers
     Trainer._signature_columns                           added to by that override
     Trainer._prepare_inputs                              called: a batch moves to where the model is
     Trainer._get_output_dir                              called: where a checkpoint is written
-    Trainer._save_checkpoint                             override: a checkpoint is sealed when all of it is there
+    Trainer._save_checkpoint                             override: a checkpoint is sealed when it is complete
     Trainer._init_training_state                         override: streams resume at their pass, and a finished run stays finished
     Trainer._load_best_model                             override: the best checkpoint must be whole, and of this run
     Trainer._save                                        override: a card beside every model, and no code but ours
