@@ -4,9 +4,13 @@ import ast
 import subprocess
 import sys
 from configparser import ConfigParser
+from dataclasses import is_dataclass
+from importlib import import_module
 from importlib.resources import files
 
 import pytest
+
+from np_trl.scripts.cli import COMMANDS
 
 from .testing_utils import ROOT
 
@@ -160,3 +164,34 @@ def test_files_and_functions_are_short():
                 first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
                 length = node.end_lineno - first.lineno + 1 + (node.body[0].lineno - node.lineno)
                 assert length <= 50, f"{path}: `{node.name}` has {length} lines without its docstring"
+
+
+EXAMPLES = ROOT / "examples"
+FOLDERS = sorted({EXAMPLES, *(path.parent for path in EXAMPLES.glob("*/*.py"))})
+
+
+def modules(folder) -> set[str]:
+    return {path.stem for path in folder.glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("folder", [ROOT / "tests", *FOLDERS], ids=lambda folder: folder.name)
+def test_the_modules_of_a_folder_of_examples_are_its_own(folder):
+    others = {"examples"}.union(*map(modules, FOLDERS)) - (modules(folder) if folder in FOLDERS else set())
+    paths = folder.rglob("*.py") if folder.name == "tests" else folder.glob("*.py")
+    for path in paths:
+        named = {module.split(".")[0] for level, module in imports(path) if level == 0}
+        assert not named & others, f"{path} imports {named & others}"
+
+
+THIN = {"dpo": "np_dpo", "reward": "np_reward", "evaluate": "evaluate_model", "embed": "embed_preferences"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_a_module_and_a_thin_script(command):
+    module = import_module(f"np_trl.scripts.{command}")
+    assert is_dataclass(module.ScriptArguments) and callable(module.main) and callable(module.run)
+    docstring, imported, names, guard = ast.parse((EXAMPLES / f"{THIN.get(command, command)}.py").read_text()).body
+    assert ast.unparse(imported) == f"from np_trl.scripts.{command} import ScriptArguments, main, run"
+    assert ast.unparse(names) == "__all__ = ['ScriptArguments', 'main', 'run']"
+    assert ast.unparse(guard) == "if __name__ == '__main__':\n    run()"
+    assert "python examples/" in docstring.value.value or "accelerate launch examples/" in docstring.value.value

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import AutoTokenizer
-from trl import TrlParser
 
+from np_trl.scripts.command_parser import CommandParser
 from np_trl.trainer import load_policy
 from np_trl.users import UserProfile, export_adapter, export_model, read_pairs
 from np_trl.users.user_file import name_users
@@ -51,4 +51,4 @@ def main(script_args: ScriptArguments) -> None:
 
 def run() -> None:
     """Parse the command line and run."""
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    main(*CommandParser("export", ScriptArguments).parse_args_and_config())

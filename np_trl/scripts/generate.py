@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer, set_seed
-from trl import TrlParser
 
 from np_trl.models.texts import check_text
+from np_trl.scripts.command_parser import CommandParser
 from np_trl.trainer import load_policy
 from np_trl.users import read_pairs
 from np_trl.users.posterior import check_at_least
@@ -79,4 +79,4 @@ def main(script_args: ScriptArguments) -> None:
 
 def run() -> None:
     """Parse the command line and run."""
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    main(*CommandParser("generate", ScriptArguments).parse_args_and_config())
