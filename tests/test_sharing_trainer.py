@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
