@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from np_trl.users.choices import Choice, join_contexts, key_of, no_choices
+from np_trl.users.choices import Choice, join_contexts, key_of
 from np_trl.users.fingerprint import check_fingerprint, fingerprint, is_same_model
 from np_trl.users.posterior import check_at_least, is_gaussian, sample_latents
 from np_trl.users.profile_file import read_profile, write_profile
@@ -40,10 +40,7 @@ class UserProfile:
     """
 
     def __init__(self, model, tokenizer=None, pairs: Iterable[dict] = ()):
-        if not getattr(model.config, "conditional", True):
-            raise ValueError(
-                "This model has `conditional=False`: it knows no users, so there can be no profile of one."
-            )
+        model.no_choices()  # which a model that knows no users refuses
         self.model, self.tokenizer = model, tokenizer
         self._choices: list[Choice] = []
         self.add(*pairs)
@@ -75,7 +72,7 @@ class UserProfile:
                 of size E.
 
         Raises:
-            `ValueError`: if training would refuse a pair ([`read_choices`]). None is added then.
+            `ValueError`: as [`ChoiceReaderMixin.read_pairs`]. None is added then.
         """
         self._choices += [Choice.read(self.model, self.tokenizer, pair) for pair in pairs]
 
@@ -149,7 +146,7 @@ class UserProfile:
     def context_set(self) -> dict[str, torch.Tensor]:
         """The choices as the arguments of the model's `infer_latents`, with `context_embeds` of shape `(1, C, 2, E)`."""
         if not self._choices:
-            return no_choices(self.model)
+            return self.model.no_choices()
         return join_contexts([choice.context for choice in self._choices], self.model.device)
 
     def check_model(self, model, what: str = "The profile") -> None:
