@@ -73,7 +73,7 @@ class ChoiceReaderMixin:
                 size E. None for a user without choices. A reward model knows options that recur by `chosen_option_id` and
                 `rejected_option_id`, or by their texts.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-                The tokenizer of a policy, for texts.
+                Another tokenizer than that which a policy carries, for texts.
 
         Returns:
             `dict[str, torch.Tensor]`: the user's context set, the arguments of `infer_latents`.

@@ -4,10 +4,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .implicit_reward import MAX_ROWS, ImplicitRewardMixin
+from .policy_tokenizer import TokenizerMixin
 from .texts import SIDES, check_pair, describe_tie, template_kwargs
 
 
-class TextContextMixin(ImplicitRewardMixin):
+class TextContextMixin(TokenizerMixin, ImplicitRewardMixin):
     """Mix into a policy that has `infer_latents` and `embed_options`."""
 
     def embed_pairs(self, pairs: list[dict], tokenizer=None) -> torch.Tensor:
@@ -18,8 +19,8 @@ class TextContextMixin(ImplicitRewardMixin):
             pairs (`list[dict]`):
                 C preference pairs with `prompt`, `chosen` and `rejected`: strings, or conversations (lists of messages
                 with `role` and `content`, and, *optional*, the keys `tools` and `chat_template_kwargs`).
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The policy's tokenizer.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Another tokenizer than that which the policy carries.
 
         Returns:
             `torch.Tensor` of shape `(1, C, 2, H)`: the user's context set, for `infer_latents`.
@@ -45,8 +46,8 @@ class TextContextMixin(ImplicitRewardMixin):
         Args:
             pairs (`list[dict]`):
                 C preference pairs as in [`TextContextMixin.embed_pairs`].
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The policy's tokenizer.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Another tokenizer than that which the policy carries.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `completion_mask`, each of shape `(2C, T)`: chosen
@@ -55,6 +56,7 @@ class TextContextMixin(ImplicitRewardMixin):
         Raises:
             `ValueError`: if a pair is one that training refuses too: [`check_pair`] and [`truncate_pair`].
         """
+        tokenizer = self.get_tokenizer() if tokenizer is None else tokenizer
         limits = (self.config.context_max_length, self.config.context_truncation)
         options, starts = [], []  # 2C each
         for index, pair in enumerate(pairs):

@@ -23,7 +23,7 @@ class UserProfile:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A policy or a reward model, in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The tokenizer of a policy that embeds options with its trunk.
+            Another tokenizer than that which a policy carries.
         pairs (`list[dict]`, *optional*):
             Choices to start with, as [`UserProfile.add`] takes them.
 
@@ -32,7 +32,7 @@ class UserProfile:
 
     Example:
     ```python
-    >>> ada = UserProfile(policy, tokenizer)
+    >>> ada = UserProfile(policy)
     >>> ada.add({"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"})
     >>> policy.generate(**inputs, users=[ada, bob])  # one user a row
     >>> ada.save("ada.safetensors")
@@ -209,7 +209,7 @@ class UserProfile:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
                 The model of the profile.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-                Its tokenizer.
+                Another tokenizer than that which a policy carries.
 
         Raises:
             `ValueError`: if the file is damaged or no profile, or the profile is of another model.

@@ -21,7 +21,7 @@ class QuestionPool:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A policy or a reward model, in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The tokenizer of a policy.
+            Another tokenizer than that which a policy carries.
 
     Raises:
         `ValueError`: if there are no pairs, or as [`ChoiceReaderMixin.read_questions`].
