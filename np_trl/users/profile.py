@@ -8,7 +8,8 @@ import torch
 from np_trl.users.choices import Choice, join_contexts, key_of
 from np_trl.users.fingerprint import check_fingerprint, fingerprint, is_same_model
 from np_trl.users.posterior import check_at_least, is_gaussian, sample_latents
-from np_trl.users.profile_file import read_profile, write_profile
+from np_trl.users.profile_file import is_profile, read_profile, write_profile
+from np_trl.users.user_file import read_pairs, write_pairs
 
 
 class UserProfile:
@@ -219,3 +220,52 @@ class UserProfile:
         profile = cls(model, tokenizer)
         profile._choices = choices
         return profile
+
+    @classmethod
+    def from_json(cls, path: str | Path, model, tokenizer=None) -> "UserProfile":
+        """
+        Read a user's choices from a file, such as those of `examples/users`.
+
+        Args:
+            path (`str` or `Path`):
+                A JSON file, `{"pairs": [{"prompt": ..., "chosen": ..., "rejected": ...}, ...]}`: [`read_pairs`].
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]), tokenizer
+                ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Those of [`UserProfile`].
+
+        Raises:
+            `ValueError`: if the file is damaged or holds no pairs, or as [`UserProfile.add`].
+            `FileNotFoundError`: if there is no such file.
+        """
+        return cls(model, tokenizer, read_pairs(path))
+
+    @staticmethod
+    def to_json(path: str | Path, pairs: Iterable[dict]) -> None:
+        """
+        Write choices to a file from which [`UserProfile.from_json`] reads the same user. A profile keeps no texts, so they
+        are given here.
+
+        Args:
+            path (`str` or `Path`), pairs (`Iterable[dict]`):
+                Those of [`write_pairs`].
+
+        Raises:
+            `ValueError`: as [`write_pairs`].
+        """
+        write_pairs(path, pairs)
+
+    @classmethod
+    def from_file(cls, path: str | Path, model, tokenizer=None) -> "UserProfile":
+        """
+        Read a user from either kind of file: a saved profile, whose name ends with `.safetensors`, or choices in JSON.
+
+        Args:
+            path (`str` or `Path`), model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]), tokenizer
+                ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Those of [`UserProfile.load`] and of [`UserProfile.from_json`].
+
+        Raises:
+            `ValueError`: as these two.
+        """
+        read = cls.load if is_profile(path) else cls.from_json
+        return read(path, model, tokenizer)

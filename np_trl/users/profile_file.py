@@ -16,6 +16,11 @@ from np_trl.users.choices import Choice
 FACTS = "np_trl.UserProfile"
 
 
+def is_profile(path: str | Path) -> bool:
+    """Whether a file of a user is a saved profile by its name, rather than choices in JSON."""
+    return Path(path).suffix == ".safetensors"
+
+
 def write_profile(path: str | Path, fingerprint: str, keys: list[str], context: dict[str, torch.Tensor]) -> None:
     """
     Write a profile.
