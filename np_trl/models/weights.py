@@ -17,7 +17,7 @@ WHY_SAFETENSORS = "weights are read from safetensors alone: `.bin` and `.pt` fil
 WEIGHT_FILE = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 
 # what says where a model is
-_SOURCE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+SOURCE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
 class WholeWeightsMixin:
@@ -75,7 +75,7 @@ class WholeWeightsMixin:
                 "`force_download=True`."
             ) from error
         if path is not None:
-            source = {name: kwargs[name] for name in _SOURCE_ARGUMENTS if kwargs.get(name) is not None}
+            source = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
             saved, _ = PreTrainedConfig.get_config_dict(path, **source)
             is_complete = saved.get("model_type") == cls.config_class.model_type
             cls._check_names(path, is_complete, info)

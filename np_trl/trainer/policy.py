@@ -77,7 +77,8 @@ def load_policy(
             and for its base.
 
     Returns:
-        A causal LM with FiLM, inside a [`~peft.PeftModel`] if `path` holds an adapter.
+        A causal LM with FiLM, inside a [`~peft.PeftModel`] if `path` holds an adapter. It carries the tokenizer that is in
+        `path`, which is loaded when it is first needed.
 
     Raises:
         `ValueError`: if the architecture has no FiLM version, an adapter holds no FiLM weights or belongs to another base,
@@ -88,7 +89,7 @@ def load_policy(
     Example:
     ```python
     >>> policy = load_policy("user/np_dpo_style")
-    >>> policy.generate(**inputs, latents=policy.infer_user(pairs, tokenizer))
+    >>> policy.generate(**inputs, latents=policy.infer_user(pairs))
     ```
     """
     path = read_path(path)
@@ -108,7 +109,9 @@ def load_policy(
     base_model = read_path(base_model, f"It is the base of the adapter in {path!r}: say where it is by `base_model`.")
     with _without_load_report():
         base = create_policy(base_model, fields, revision=base_revision, token=token, **kwargs)
-    return load_adapter(base, path, adapter, film, is_trainable=is_trainable, **source)
+    policy = load_adapter(base, path, adapter, film, is_trainable=is_trainable, **source)
+    policy.set_tokenizer(path, **source)
+    return policy
 
 
 @contextmanager
