@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer
-from np_trl.models import implicit_reward
+from np_trl.models import completion_log_probs
 from np_trl.models.text_context import split_rows
 from np_trl.users.choices import join_contexts, reverse
 from np_trl.users.reference import reference_policy
@@ -137,8 +137,10 @@ def test_answers_do_not_depend_on_how_many_rows_are_run_at_once(tmp_path, monkey
     latents = policy.infer_user(PAIRS, tokenizer)
     expected = policy.answer_logits(latents, policy.read_questions(QUESTIONS, tokenizer))
     lengths, forward = [], policy.forward
-    monkeypatch.setattr(policy, "forward", lambda ids, **kwargs: lengths.append(len(ids)) or forward(ids, **kwargs))
-    monkeypatch.setattr(implicit_reward, "MAX_LOGITS", 40 * policy.config.vocab_size)
+    monkeypatch.setattr(
+        policy, "forward", lambda input_ids, **kwargs: lengths.append(len(input_ids)) or forward(input_ids, **kwargs)
+    )
+    monkeypatch.setattr(completion_log_probs, "MAX_LOGITS", 40 * policy.config.vocab_size)
     answers = policy.answer_logits(latents, policy.read_questions(QUESTIONS, tokenizer))
     torch.testing.assert_close(answers, expected, rtol=1e-3, atol=1e-5)
     assert max(lengths) <= 2

@@ -1,15 +1,9 @@
 """The implicit reward of a policy (eq. 8): what it says users answer, by what they change in its log-probabilities."""
 
 import torch
-from torch import nn
 
 from .choice_reader import ChoiceReaderMixin
-
-
-# at a time: the largest number of sequences, and of logits, which are half a GiB in float32
-MAX_ROWS, MAX_LOGITS = 64, 2**27
-
-_TOKENS = ("input_ids", "attention_mask", "completion_mask")
+from .completion_log_probs import TOKENS, completion_log_probs
 
 
 class ImplicitRewardMixin(ChoiceReaderMixin):
@@ -64,19 +58,6 @@ class ImplicitRewardMixin(ChoiceReaderMixin):
         """
         rows = torch.stack([2 * numbers, 2 * numbers + 1], dim=1).flatten().to(self.device)  # (2N,)
         latents = None if latents is None else latents.repeat_interleave(2, dim=0)
-        length, vocab_size = tokens["input_ids"].shape[1], self.config.vocab_size
-        batch_size = min(MAX_ROWS, max(1, MAX_LOGITS // (length * vocab_size)))
-        sums = []
-        for start in range(0, len(rows), batch_size):
-            part = slice(start, start + batch_size)
-            batch = {name: tokens[name][rows[part]] for name in _TOKENS}
-            sums.append(self._sum_log_probs(**batch, latents=None if latents is None else latents[part]))
-        chosen, rejected = torch.cat(sums).view(-1, 2).unbind(dim=1)
+        log_probs = completion_log_probs(self, {name: tokens[name][rows] for name in TOKENS}, latents)
+        chosen, rejected = log_probs.view(-1, 2).unbind(dim=1)
         return chosen - rejected
-
-    def _sum_log_probs(self, input_ids, attention_mask, completion_mask, latents) -> torch.Tensor:
-        """Log-probabilities of completions, summed over their tokens, `(B,)`."""
-        outputs = self(input_ids, attention_mask=attention_mask, latents=latents, use_cache=False)
-        logits = outputs.logits[:, :-1].float()  # (B, T - 1, V)
-        log_probs = -nn.functional.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
-        return (log_probs * completion_mask[:, 1:]).sum(dim=1)

@@ -3,7 +3,8 @@
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .implicit_reward import MAX_ROWS, ImplicitRewardMixin
+from .completion_log_probs import MAX_ROWS
+from .implicit_reward import ImplicitRewardMixin
 from .policy_tokenizer import TokenizerMixin
 from .texts import SIDES, check_pair, describe_tie, template_kwargs
 

@@ -149,8 +149,10 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
             self.model.base_subfolder = source.init_kwargs.get("subfolder") or ""
 
     def _describe_training(self, args: NPDPOConfig, embedded: bool) -> None:
-        """Say in the policy's configuration how it is trained, for its use."""
-        config = self.accelerator.unwrap_model(self.model).config
+        """Say in the policy's configuration how it is trained, for its use; and have it carry its tokenizer."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.set_tokenizer(self.processing_class)
+        config = model.config
         config.context_source = "columns" if embedded else "trunk"
         config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
         config.dpo_beta = args.beta
