@@ -23,7 +23,7 @@ def check_conditions(**conditions) -> None:
 
     Args:
         conditions (`dict`):
-            By their names those of `users`, `latents`, `context_embeds`, `context_mask`, `context_index` and `film` that the
+            By their names those of `users`, `latents`, `context_embeds`, `context_mask`, `context_index` and `modulation` that the
             method takes; `None` where one is not given.
 
     Raises:
@@ -35,7 +35,7 @@ def check_conditions(**conditions) -> None:
         raise ValueError(f"{sources} are given, and each says for whom to run. Pass one of them.")
     if ("context_mask" in given) != ("context_embeds" in given):
         raise ValueError(f"Of a context, {given} are given. Pass both `context_embeds` and `context_mask`.")
-    if "context_index" in given and sources in ([], ["film"]):
+    if "context_index" in given and sources in ([], ["modulation"]):
         raise ValueError(
             "`context_index` says whose row each one is, but no users are given beside it. Pass `latents`, `users` or "
             "`context_embeds` and `context_mask`, or leave it out."

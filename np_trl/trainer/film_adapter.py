@@ -85,7 +85,7 @@ class FiLMPeftModel(PeftModelForCausalLM):
             wrapper = getattr(model.get_base_model().model, name)
             if isinstance(wrapper, ModulesToSaveWrapper):
                 wrapper.__class__ = _TrainedAlone
-        if model.config.film_site == "lora":
+        if model.config.modulation.needs_lora:
             attach_gates(model)
         return model
 
@@ -125,7 +125,7 @@ class FiLMPeftModel(PeftModelForCausalLM):
         Raises:
             `ValueError`: if it is not.
         """
-        if self.config.film_site == "lora":
+        if self.config.modulation.needs_lora:
             raise ValueError(
                 'With `film_site="lora"` every user has another adapter, so none can be merged for all. Share the adapter '
                 "(`save_pretrained`), or export a user with `np_trl.users.export_model` or `export_adapter`."
@@ -214,7 +214,7 @@ class FiLMPeftModel(PeftModelForCausalLM):
         if adapter_name == REFERENCE and REFERENCE in self.peft_config:
             self.delete_adapter(REFERENCE)
         super().add_adapter(adapter_name, *args, **kwargs)
-        if self.config.film_site == "lora":
+        if self.config.modulation.needs_lora:
             attach_gates(self)
 
     def push_to_hub(self, *args, **kwargs):

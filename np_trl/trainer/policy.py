@@ -24,6 +24,7 @@ from np_trl.models.checkpoint_format import name_what_is_wrong
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import NP_MODULES, FiLMForCausalLMMixin
 from np_trl.models.hypernetwork import Hypernetwork
+from np_trl.models.modulation import needs_lora
 from np_trl.models.weights import check_json_files, read_path
 from np_trl.trainer.adapter_file import read_adapter
 from np_trl.trainer.adapter_loading import is_adapter, load_adapter
@@ -149,7 +150,7 @@ def create_policy(
     policy, fields = _find_policy(path, **kwargs)
     kwargs = {name: value for name, value in kwargs.items() if not _is_setting(policy, name)}
     film_kwargs = dict(film_kwargs or {})
-    if film_kwargs.get("film_site") == "lora" and film_kwargs.get("num_gates") is None:
+    if needs_lora(film_kwargs.get("film_site")) and film_kwargs.get("num_gates") is None:
         plain = policy.config_class.from_dict(fields)
         film_kwargs["num_gates"] = count_directions(policy, plain, peft_config)
     config = policy.config_class.from_dict(fields, **film_kwargs)
