@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from np_trl import ContextEncoder, ContextEncoderConfig
+from np_trl.models import ContextEncoder, ContextEncoderConfig
 
 from .testing_utils import CONTEXT_CONFIG, toy_context
 

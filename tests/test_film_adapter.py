@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from np_trl import FiLMGemmaForCausalLM, NPDPOTrainer, load_policy
+from np_trl import NPDPOTrainer, load_policy
+from np_trl.models import FiLMGemmaForCausalLM
 from np_trl.models.checkpoint_format import FORMAT_VERSION
 from np_trl.models.configuration_film import LATER_FIELDS
 from np_trl.trainer import film_adapter
@@ -301,9 +302,7 @@ def stop_at(monkeypatch, call: int) -> None:
 
 def test_film_above_the_trunk_comes_back_with_its_adapter(tmp_path):
     film_kwargs = {"film_layers": "above_trunk", "context_layer": 1, "context_config": CONTEXT_CONFIG}
-    trainer = train(
-        tiny_base(tmp_path / "base"), tmp_path / "out", lora(), film_kwargs=film_kwargs
-    )
+    trainer = train(tiny_base(tmp_path / "base"), tmp_path / "out", lora(), film_kwargs=film_kwargs)
     trainer.save_model()
     policy = load_policy(tmp_path / "out").eval()
     assert policy.config.film_layers == "above_trunk" and policy.get_base_model().model.film.weight is not None

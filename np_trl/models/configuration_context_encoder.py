@@ -2,9 +2,10 @@
 
 from transformers.configuration_utils import PreTrainedConfig, strict
 
+from .pooling import POOLINGS
+
 
 PAIR_FEATURES = ("difference_sum", "concatenation")
-POOLINGS = ("sum", "mean", "attention", "posterior")
 MEMORY_WEIGHTS = ("gate", "posterior")
 LATENT_DISTRIBUTIONS = ("deterministic", "gaussian")
 
@@ -67,7 +68,7 @@ class ContextEncoderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         _check_choice("pair_features", self.pair_features, PAIR_FEATURES)
-        _check_choice("pooling", self.pooling, POOLINGS)
+        _check_choice("pooling", self.pooling, tuple(POOLINGS))
         _check_choice("memory_weights", self.memory_weights, MEMORY_WEIGHTS)
         _check_choice("latent_distribution", self.latent_distribution, LATENT_DISTRIBUTIONS)
         for name, limit in {"embed_size": 1, "hidden_size": 0, "latent_size": 1}.items():

@@ -98,6 +98,11 @@ class FiLMConfigMixin:
         return 0 if self.film_layers == "all" else self.context_layer
 
     @classmethod
+    def plain_type(cls) -> str:
+        """The `model_type` of the plain decoder."""
+        return super().model_type
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """
         Make a configuration of what a file says: that of a policy, or of a plain decoder of the same type.
@@ -105,7 +110,7 @@ class FiLMConfigMixin:
         Raises:
             `ValueError`: if it is one of another decoder, or a policy's without its FiLM fields.
         """
-        plain_type = super().model_type
+        plain_type = cls.plain_type()
         model_type = config_dict.get("model_type", plain_type)
         if model_type not in (cls.model_type, plain_type):
             raise ValueError(

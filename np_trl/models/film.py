@@ -13,10 +13,10 @@ from torch import nn
 from .context_encoder import ContextEncoder
 from .film_generation import FiLMGenerationMixin
 from .hypernetwork import Hypernetwork
-from .layers import pool_tokens
 from .lora_gate import LayerGates
 from .modulation import modulate
 from .pairs import check_conditions, check_latents, stack_latents
+from .pooling import pool_tokens
 from .text_context import TextContextMixin
 from .weights import WholeWeightsMixin
 

@@ -157,26 +157,3 @@ def spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(U, C, ...)`.
     """
     return values.new_zeros(*present.shape, *values.shape[1:]).index_put((present,), values)
-
-
-def pool_tokens(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """
-    Pool the hidden states of the tokens that are there.
-
-    Args:
-        hidden_states (`torch.Tensor` of shape `(B, T, H)`):
-            What a layer computed.
-        mask (`torch.Tensor` of shape `(B, T)`):
-            1 where a token is to be pooled, at least once a row.
-        pooling (`str`):
-            `"mean"` or `"last"`.
-
-    Returns:
-        `torch.Tensor` of shape `(B, H)`.
-    """
-    if pooling == "last":
-        positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
-        last = (positions * mask).argmax(dim=1)  # (B,)
-        return hidden_states[torch.arange(len(last), device=last.device), last]
-    weights = mask.unsqueeze(-1).to(hidden_states)  # (B, T, 1)
-    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
