@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from np_trl.models import ContextEncoder, ContextEncoderConfig
+from np_trl.models.pooling import PosteriorPooling
 
 from .testing_utils import CONTEXT_CONFIG, toy_context
 
@@ -79,7 +80,7 @@ def test_posterior_pooling_is_bayes_rule():
     mask = torch.tensor([[[True], [True]], [[True], [False]]])
     with torch.no_grad():
         encoder.empty_set = torch.nn.Parameter(torch.tensor([0.25, 0.75]).log())
-        posterior = encoder._pool_posterior(odds.logit(), mask)[:, :2] / 2
+        posterior = PosteriorPooling()(odds.logit(), mask, encoder)[:, :2] / 2
     joint = torch.tensor([[0.25 * 0.9 * 0.9, 0.75 * 0.5 * 0.5], [0.25 * 0.2, 0.75 * 0.8]])
     torch.testing.assert_close(posterior, joint / joint.sum(dim=1, keepdim=True))
 
