@@ -1,6 +1,7 @@
 """The architecture: who may import whom. And what an import costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -139,6 +140,14 @@ def test_every_public_name_exists():
         assert getattr(np_trl, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'NPPPOTrainer'"):
         np_trl.__getattr__("NPPPOTrainer")
+
+
+def test_the_public_names_are_few_and_documented():
+    import np_trl
+
+    names = set(np_trl.__all__) - {"__version__"}
+    table = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert names == {name for cell in table for name in re.findall(r"`(\w+)`", cell)} and len(names) <= 24
 
 
 def test_every_package_is_installed():
