@@ -187,6 +187,7 @@ TABLES = {
 ELSEWHERE = {
     README: [
         "a ratio within one run | measured | goal",  # tests/test_readme.py
+        "command | script | what it does",  # tests/test_cli.py
         "recipe in `examples/configs` | trained parameters | GPU memory | training | embedding and reference",  # derived
     ],
     RESULTS: ["what | command | time | picture"],
