@@ -68,9 +68,9 @@ def test_an_adapter_is_evaluated_as_its_trainer_did_with_its_own_beta_lengths_an
     assert expected["eval_nc2_nll"] != pytest.approx(expected["eval_nc0_nll"], abs=1e-3)
     assert_alike(evaluate_users(tmp_path / "out", rows, protocol), expected)
     policy = load_policy(tmp_path / "out")
-    assert_alike(evaluate_users(policy, rows, protocol, tokenizer=tiny_tokenizer(), batch_size=3), expected)
+    assert_alike(evaluate_users(policy, rows, protocol, batch_size=3), expected)
     policy.config.dpo_beta = 0.6
-    other = evaluate_users(policy, rows, protocol, tokenizer=tiny_tokenizer())
+    other = evaluate_users(policy, rows, protocol)
     assert abs(other["eval_nc2_nll"] - expected["eval_nc2_nll"]) > 1e-3
 
 
@@ -108,7 +108,7 @@ def test_pairs_come_in_any_of_trls_formats(tmp_path, form):
         peft_config=LoraConfig(**LORA),
     )
     trainer.train()
-    found = evaluate_users(trainer.model, rows, PROTOCOL, tokenizer=tokenizer)
+    found = evaluate_users(trainer.model, rows, PROTOCOL)
     assert_alike(found, of_users(trainer.evaluate()))
 
 

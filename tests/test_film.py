@@ -343,11 +343,11 @@ def test_users_are_a_list_one_a_row(tmp_path, users):
 def test_users_are_given_once_and_whole(tmp_path):
     model, (context, mask) = tiny_policy(tmp_path), toy_context(users=2, pairs=3, embed_size=32)
     embeds, known = {"context_embeds": context}, {"context_mask": mask}
-    film = model.model.infer_film(users(2))
+    film = model.model.infer_modulation(users(2))
     for wrong, match in (
         ({"latents": users(2), **embeds, **known}, "'latents', 'context_embeds'.* says for whom to run"),
         ({"latents": users(2), "users": [users(1), users(1)]}, "'users', 'latents'.* says for whom to run"),
-        ({"film": film, "latents": users(2)}, "'latents', 'film'.* says for whom to run"),
+        ({"modulation": film, "latents": users(2)}, "'latents', 'modulation'.* says for whom to run"),
         (embeds, "Pass both `context_embeds` and `context_mask`"),
         (known, "Pass both `context_embeds` and `context_mask`"),
         ({"context_index": torch.arange(2)}, "no users are given beside it"),

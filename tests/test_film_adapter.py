@@ -14,8 +14,9 @@ from np_trl.models.checkpoint_format import FORMAT_VERSION
 from np_trl.models.configuration_film import LATER_FIELDS
 from np_trl.trainer import film_adapter
 from np_trl.trainer.adapter_file import LATER_RECORDS
-from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
+from np_trl.trainer.film_adapter import FiLMPeftModel
 from np_trl.trainer.policy import POLICIES
+from np_trl.weight_identity import hash_base_weights
 
 from .testing_utils import (
     BASES,

@@ -62,7 +62,7 @@ def test_threads_run_for_users_of_their_own(tmp_path):
 
 def test_every_direction_is_scaled_by_a_gate_of_its_own(architecture, tmp_path):
     model = gated_policy(tmp_path, architecture, rank_pattern={"o_proj": 2}, use_rslora=True)
-    gates = model.model.model.infer_film(LATENTS)
+    gates = model.model.model.infer_modulation(LATENTS)
     assert gates.shape == (3, model.config.num_gates) == (3, 2 * (4 + 4 + 2))
     seen = {}
     for index, layer in enumerate(model.model.model.layers[1:]):

@@ -125,8 +125,8 @@ class Interview:
             skipped = set(visit.skipped).intersection(unanswered)
             if len(skipped) == len(unanswered):
                 return visit._replace(question=None)
-            numbers = select_pairs(pool, user, 1 + len(skipped), self.args.num_samples, seed=self.args.seed)
-        return visit._replace(question=next(number for number in numbers if number not in skipped))
+            questions = select_pairs(pool, user, 1 + len(skipped), self.args.num_samples, seed=self.args.seed)
+        return visit._replace(question=next(q.number for q in questions if q.number not in skipped))
 
     def choose(self, visit: Visit, first: bool) -> Visit:
         """Answer the open question."""

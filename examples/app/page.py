@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from np_trl.data.embeddings import plain_text
-from np_trl.models.pairs import SIDES
+from np_trl.models.texts import SIDES
 
 
 READERS = ("For you", "For your opposite", "For nobody")

@@ -2,8 +2,9 @@
 
 from np_trl.data.contextual_collator import ContextualCollator, EmbeddingTargets, TokenTargets
 from np_trl.data.evaluation_protocol import EvaluationProtocol
+from np_trl.data.evaluation_tasks import EvaluationTasks
 from np_trl.data.preference_rows import PreferenceRows
-from np_trl.data.tasks import EvaluationTasks, TaskSampler, TaskSampling, TrainingTasks
+from np_trl.data.tasks import TaskSampler, TaskSampling, TrainingTasks
 
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from np_trl.data.evaluation_tasks import EvaluationTasks
 from np_trl.data.preference_rows import PreferenceRows
-from np_trl.data.tasks import EvaluationTasks
 
 
 # the fields of a protocol but its seed, which training arguments repeat with the prefix `eval_`

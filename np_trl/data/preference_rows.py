@@ -14,9 +14,7 @@ from datasets import Dataset
 from np_trl.data.embedding_columns import EMBED_COLUMNS, to_matrix
 from np_trl.data.pair_codes import column_codes, pair_codes
 from np_trl.data.user_index import UserIndex
-
-
-ID_COLUMNS = ("chosen_option_id", "rejected_option_id")
+from np_trl.models.texts import ID_COLUMNS
 
 
 class PreferenceRows:

@@ -13,8 +13,8 @@ from np_trl.data import ContextualCollator, EvaluationProtocol, PreferenceRows, 
 from np_trl.data.embedding_columns import EMBED_COLUMNS
 from np_trl.data.user_selection import UserSelection
 from np_trl.data.validation import check_embeddings
-from np_trl.evaluation.completion_log_probs import completion_log_probs
 from np_trl.evaluation.user_evaluation import UserEvaluation
+from np_trl.models.completion_log_probs import TOKENS, completion_log_probs
 from np_trl.models.text_context import check_end_token, tokenize_pair
 from np_trl.models.texts import SIDES
 from np_trl.trainer import NPDPOTrainer
@@ -109,7 +109,7 @@ class PolicyEvaluation(UserEvaluation):
         return cls(model, reference, trainer.processing_class, rows, protocol, **settings)
 
     def predict(self, batch: dict[str, torch.Tensor]) -> LossRecord:
-        tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+        tokens = {name: batch[name] for name in TOKENS}
         latents = self.model.infer_latents(batch["context_embeds"], batch["context_mask"])  # (U, Z)
         chosen, rejected = completion_log_probs(self.model, tokens, latents[batch["context_index"]]).chunk(2)
         ref_chosen, ref_rejected = self._reference_log_probs(tokens, batch["target_rows"])

@@ -251,7 +251,7 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
             print_two_users(trainer, num_context)
     if training_args.push_to_hub:
         trainer.push_to_hub()
-    if trainer.model.config.film_site == "lora":
+    if trainer.model.config.modulation.needs_lora:
         trainer.accelerator.print("\nWith LoRA gates no merged policy serves all users: `np-trl export` writes each.")
     else:
         merged_id = f"{trainer.hub_model_id}-merged" if training_args.push_to_hub else None

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.hf_argparser import HfArg
 
 from np_trl.data import EvaluationProtocol
@@ -64,9 +64,8 @@ class EvaluationArguments:
     def load(self, protocol: EvaluationProtocol) -> UserEvaluation:
         """Load the model and the users."""
         users, path, device = self.load_users(), self.model_name_or_path, PartialState().device
-        model, tokenizer, reference = load_model(path, self.dtype).to(device), None, None
+        model, reference = load_model(path, self.dtype).to(device), None
         if not is_reward_model(path):
-            tokenizer = AutoTokenizer.from_pretrained(path)
             settings = {"dpo_beta": self.beta, "context_max_length": self.max_length}
             settings["context_truncation"] = self.truncation_mode
             for name, value in settings.items():
@@ -79,7 +78,6 @@ class EvaluationArguments:
             users,
             protocol,
             reference=reference,
-            tokenizer=tokenizer,
             drop_short_users=self.drop_short_users,
             drop_ties=self.drop_ties,
             batch_size=self.batch_size,

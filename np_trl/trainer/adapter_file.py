@@ -16,7 +16,9 @@ from np_trl.models import ContextEncoder
 from np_trl.models.checkpoint_format import check_format
 from np_trl.models.configuration_context_encoder import ContextEncoderConfig
 from np_trl.models.configuration_film import FILM_FIELDS, LATER_FIELDS
+from np_trl.models.modulation import needs_lora
 from np_trl.models.weights import WHY_SAFETENSORS
+from np_trl.weight_identity import COMPARED_DTYPES
 
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -33,6 +35,7 @@ _RECORD_TYPES = {
     "base_config": dict,
     "base_weights": dict,
     "film_site": str,
+    "film_layers": str,
     "num_gates": int | None,
     "context_layer": int,
     "option_pooling": str,
@@ -50,8 +53,7 @@ _RECORD_TYPES = {
 }
 # those that adapters of np_trl 0.1.0 do not have
 LATER_RECORDS = ("base_dtypes", "base_subfolder", "generation_config", "reference", "tokens", "weights")
-# weights of these dtypes are compared with those of the base, and adapters are saved in the first four
-COMPARED_DTYPES = (torch.float32, torch.bfloat16)
+# adapters are saved in these dtypes
 _ADAPTER_DTYPES = (*COMPARED_DTYPES, torch.float16, torch.float64)
 
 _ENCODER = "base_model.model.model.context_encoder."
@@ -205,7 +207,7 @@ def _check_sizes(path: str, film: dict, shapes: dict[str, tuple[int, ...]]) -> N
             f"The adapter in {path!r} lacks weights {_FILM!r}, which would be random: it knows no users. Save it again with "
             f"`save_pretrained`, or take the weights that were saved with its `{CONFIG_NAME}`."
         )
-    outputs = film["num_gates"] if film["film_site"] == "lora" else shapes[_FILM][0]
+    outputs = film["num_gates"] if needs_lora(film["film_site"]) else shapes[_FILM][0]
     expected[_FILM] = (outputs, config.latent_size)
     for name, shape in expected.items():
         if name in shapes and shapes[name] != shape:

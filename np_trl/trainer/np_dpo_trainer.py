@@ -18,8 +18,9 @@ from np_trl.models import ContextEncoder
 from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.weights import read_path
+from np_trl.trainer.adapter_loading import is_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
-from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights, is_adapter
+from np_trl.trainer.film_adapter import FiLMPeftModel
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import np_parameters, upcast_np_parameters
@@ -30,6 +31,7 @@ from np_trl.trainer.tokenizing_trainer import TokenizingTrainerMixin
 from np_trl.trainer.trl_loss import PolicyLossMixin
 from np_trl.trainer.trunk import check_trunk, embed_with_trunk, freeze_trunk
 from np_trl.trainer.uploads import files_to_share, upload
+from np_trl.weight_identity import hash_base_weights
 
 
 logger = logging.getLogger(__name__)
@@ -147,8 +149,10 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
             self.model.base_subfolder = source.init_kwargs.get("subfolder") or ""
 
     def _describe_training(self, args: NPDPOConfig, embedded: bool) -> None:
-        """Say in the policy's configuration how it is trained, for its use."""
-        config = self.accelerator.unwrap_model(self.model).config
+        """Say in the policy's configuration how it is trained, for its use; and have it carry its tokenizer."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.set_tokenizer(self.processing_class)
+        config = model.config
         config.context_source = "columns" if embedded else "trunk"
         config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
         config.dpo_beta = args.beta

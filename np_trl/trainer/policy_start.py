@@ -67,7 +67,7 @@ class PolicyStart:
             source = PolicySource.of(model, args, quantization_config)
             start = cls(*source.load_policy(film_kwargs, peft_config, embedded, args.seed), source)
             check_policy(start.model)
-        if start.model.config.film_site == "lora" and not isinstance(start.model, PeftModel):
+        if start.model.config.modulation.needs_lora and not isinstance(start.model, PeftModel):
             check_gated_lora(start.peft_config)
         return start
 

@@ -14,10 +14,10 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
 from np_trl.metrics.results import save_results
+from np_trl.models.weights import WEIGHT_FILE
 
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-WEIGHT_FILE = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 _TOKENIZER_FILES = (
     "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json", "tokenizer.json",
     "tokenizer_config.json", "vocab.json", "vocab.txt",

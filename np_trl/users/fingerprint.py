@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from accelerate.utils import align_module_device
-from peft import PeftModel
-from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from np_trl.models.configuration_film import FILM_FIELDS
-from np_trl.models.weights import sample_weight
+from np_trl.weight_identity import base_of, hash_module, sample_weight
 
 
 # fields of a policy's configuration that change how its trunk embeds options
@@ -65,14 +61,10 @@ def fingerprint(model: nn.Module) -> str:
     Returns:
         `str`: 16 hexadecimal digits, the same for an adapter and the policy that it is merged into.
     """
-    base = _base_of(model)
+    base = base_of(model)
     digest = hashlib.sha256(json.dumps(_settings(base), sort_keys=True, default=str).encode())
     for name, module in _inferring_modules(base):
-        for path, part in sorted(module.named_modules()):
-            with align_module_device(part):  # where weights are offloaded
-                for key, values in _own_tensors(part):
-                    digest.update(f"{name} {path} {key} {tuple(values.shape)}".encode())
-                    digest.update(_describe(values))
+        hash_module(module, name, digest)
     return digest.hexdigest()[:16]
 
 
@@ -95,17 +87,13 @@ def check_fingerprint(found: str, model: nn.Module, what: str) -> None:
     if found not in (expected, _fingerprint_0_1(model)):
         raise ValueError(
             f"{what} is of another model (fingerprint {found!r}; this model has {expected!r}). Latents of different models "
-            "have nothing in common: infer the user anew from the choices."
+            "have nothing in common: infer the user again from the choices."
         )
 
 
 def is_same_model(one: nn.Module, other: nn.Module) -> bool:
     """Whether two models are one, alone or inside an adapter."""
-    return _base_of(one) is _base_of(other)
-
-
-def _base_of(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return base_of(one) is base_of(other)
 
 
 def _settings(base: nn.Module) -> dict:
@@ -148,39 +136,13 @@ def _sample_file(path: Path, samples: int = 256, size: int = 4096) -> str:
 def _inferring_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that infer latents, by name, without what PEFT wraps around them."""
     backbone = getattr(base, "model", base)
-    yield "context_encoder", _active(backbone.context_encoder)
+    yield "context_encoder", backbone.context_encoder
     if getattr(base.config, "option_ids", None):
         yield "option_vectors", base.option_vectors
     if getattr(base.config, "context_source", None) == "trunk":
-        yield "embed_tokens", _active(base.get_input_embeddings())
+        yield "embed_tokens", base.get_input_embeddings()
         for index in range(base.config.context_layer):
             yield f"layers.{index}", backbone.layers[index]
-
-
-def _active(module: nn.Module) -> nn.Module:
-    """The copy of a module that an adapter has trained, where there is one."""
-    if not isinstance(module, ModulesToSaveWrapper):
-        return module
-    return module.modules_to_save[module.active_adapters[0]]
-
-
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers of a module itself, in order."""
-    tensors = dict(module.named_parameters(recurse=False))
-    saved = module.state_dict(keep_vars=True).keys()
-    tensors |= {name: values for name, values in module.named_buffers(recurse=False) if name in saved}
-    yield from sorted(tensors.items())
-
-
-def _describe(values: torch.Tensor, block: int = 2**24) -> bytes:
-    """Values by samples, and all of them by sums of their bits, which do not depend on an order of summation."""
-    if not values.is_floating_point():  # quantised
-        return values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    samples, total, squares = sample_weight(values, block if values.numel() <= 2**16 else 1024), 0, 0
-    for part in values.detach().flatten().split(block):
-        bits = part.to("cpu", torch.bfloat16).view(torch.int16).long()
-        total, squares = total + int(bits.sum()), squares + int((bits * bits).sum())
-    return samples + f"{total} {squares}".encode()
 
 
 def _fingerprint_0_1(model: nn.Module) -> str:
