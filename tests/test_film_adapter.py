@@ -299,6 +299,19 @@ def stop_at(monkeypatch, call: int) -> None:
     monkeypatch.setattr(film_adapter.os, "replace", replace)
 
 
+def test_film_above_the_trunk_comes_back_with_its_adapter(tmp_path):
+    film_kwargs = {"film_layers": "above_trunk", "context_layer": 1, "context_config": CONTEXT_CONFIG}
+    trainer = train(
+        tiny_base(tmp_path / "base"), tmp_path / "out", lora(), film_kwargs=film_kwargs
+    )
+    trainer.save_model()
+    policy = load_policy(tmp_path / "out").eval()
+    assert policy.config.film_layers == "above_trunk" and policy.get_base_model().model.film.weight is not None
+    logits = trainer.model.eval()(TOKENS, **USERS).logits
+    assert torch.equal(policy(TOKENS, **USERS).logits, logits)
+    assert not torch.equal(logits, policy(TOKENS).logits)
+
+
 @pytest.mark.parametrize("is_new", [True, False])
 def test_an_adapter_that_is_not_saved_to_its_end_is_never_taken_for_a_plain_one(
     trainer, tmp_path, monkeypatch, is_new

@@ -12,7 +12,16 @@ from np_trl import NPDPOTrainer, load_policy
 from np_trl.trainer.film_adapter import FiLMPeftModel
 from np_trl.trainer.policy import NP_MODULES, create_policy
 
-from .testing_utils import BASES, CONTEXT_CONFIG, dpo_config, losses, style_rows, tiny_base, tiny_tokenizer
+from .testing_utils import (
+    BASES,
+    CONTEXT_CONFIG,
+    dpo_config,
+    losses,
+    style_rows,
+    tiny_base,
+    tiny_policy,
+    tiny_tokenizer,
+)
 
 
 FILM_KWARGS = {"film_site": "lora", "context_config": CONTEXT_CONFIG}
@@ -247,3 +256,8 @@ def test_it_is_not_merged(tmp_path):
             merge()
     assert not (tmp_path / "merged").exists()
     trainer.save_model(tmp_path / "adapter")  # which is still there
+
+
+def test_gates_are_where_lora_is_and_film_layers_does_not_choose(tmp_path):
+    with pytest.raises(ValueError, match="Choose its layers by `layers_to_transform`"):
+        tiny_policy(tmp_path, film_site="lora", num_gates=4, film_layers="above_trunk")
