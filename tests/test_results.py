@@ -9,8 +9,7 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from np_trl.models.film import FiLM
-from np_trl.models.lora_gate import LoRAGate
+from np_trl.models.modulation import FiLM, LoRAGate
 
 from .testing_utils import ROOT, STYLE_GEMMA
 
