@@ -18,7 +18,7 @@ from .testing_utils import ROOT
 
 pytestmark = pytest.mark.xdist_group("wheel")  # which is built once
 CHOICES = [{"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"}]
-SMALL = "--num_train_users 16 --num_eval_users 16 --reward_steps 2 --max_steps 2 --baseline_steps 1".split()
+SMALL = "--num_train_users 16 --num_eval_users 16 --reward_steps 1 --max_steps 2 --baselines base".split()
 SMALL += "--per_device_train_batch_size 4 --eval_num_targets 4 --eval_num_contexts 0 2 --num_threads 1".split()
 
 
@@ -92,7 +92,7 @@ def test_the_commands_of_the_wheel_run_without_a_checkout(commands, tmp_path):
     assert "to a user who chose" in np_trl("dpo", "--config", "np_dpo_style_lora", *SMALL)
     policy = Path("runs", "np_dpo_style_lora")  # gates, which are exported
     users = policy / "users.parquet"
-    contexts = "--num_contexts 0 2 --num_draws 1 --output_dir evaluation".split()
+    contexts = "--num_contexts 0 2 --num_draws 1 --num_targets 4 --output_dir evaluation".split()
     np_trl("evaluate", "--model_name_or_path", policy, "--dataset_name", users, *contexts)
     assert "eval_nc2_accuracy" in json.loads((tmp_path / "evaluation" / "eval_results.json").read_text())
     (tmp_path / "ada.json").write_text(json.dumps({"pairs": CHOICES}))
@@ -106,6 +106,6 @@ def test_the_commands_of_the_wheel_run_without_a_checkout(commands, tmp_path):
     np_trl("embed", "--model_name_or_path", base, "--dataset_name", users, *table)
     shutil.copy(tmp_path / users, tmp_path / "others.parquet")
     files = f"--dataset_name {users} --eval_dataset_name others.parquet --embeddings embeddings.parquet".split()
-    sizes = "--max_steps 2 --num_targets 4 --max_context 4 --report_to none --output_dir reward".split()
-    np_trl("reward", *files, *sizes)
-    assert "eval_nc10_accuracy" in json.loads((tmp_path / "reward" / "eval_results.json").read_text())
+    sizes = "--max_steps 2 --num_targets 4 --max_context 4 --eval_num_contexts 0 2 --eval_num_targets 4".split()
+    np_trl("reward", *files, *sizes, "--report_to", "none", "--output_dir", "reward")
+    assert "eval_nc2_accuracy" in json.loads((tmp_path / "reward" / "eval_results.json").read_text())
