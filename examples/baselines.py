@@ -11,7 +11,7 @@ The rows of the table:
 
 - population: Borda scores of the options, where they recur (`--recurring_options`);
 - pooled BTL, DPL: one reward for everybody, or its normal distribution (Siththaranjan et al., 2024);
-- dedicated BTL: a BTL model for each value of `--group_column`, which no other row is told: an upper bound;
+- dedicated BTL: a BTL model for each value of `--group_column`, which no other row knows: an upper bound;
 - from scratch: a logistic regression on each user's context alone;
 - mean difference: options scored by the mean of (chosen - rejected) of the context, without training;
 - linear features: features shared by the training users, a logistic regression on them for a new one (as in RFM, PReF, LoRe);

@@ -1,4 +1,4 @@
-"""The identity of weights: by what they are recognised, wherever they lie and in whatever precision they were loaded."""
+"""The identity of weights: hashes that do not depend on where weights are, or on the precision they were loaded in."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 # weights of these dtypes are compared
 COMPARED_DTYPES = (torch.float32, torch.bfloat16)
-# what PEFT names around a weight of the base
+# names that PEFT adds around a weight of the base
 _WRAPPERS = ("base_layer", "original_module")
 
 

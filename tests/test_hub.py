@@ -142,7 +142,7 @@ for name in ("ada/np_btl", "ada/np_btl_direct"):
     reward = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
     rewards = reward.score(expected["options"], reward.infer_user(expected["pairs"]))
     torch.testing.assert_close(rewards, expected["rewards"], **close)
-model.push_to_hub("ada/shared_again")  # the code goes on with it
+model.push_to_hub("ada/shared_again")  # with its code
 again = AutoModelForCausalLM.from_pretrained("ada/shared_again", trust_remote_code=True).eval()
 with torch.no_grad():
     assert torch.equal(again(**inputs, latents=latents).logits, logits)

@@ -316,7 +316,10 @@ def test_options_known_by_a_number_are_known_beside_their_embeddings():
 def test_what_is_imagined_of_a_user_without_choices_knows_options_by_a_number():
     model = tiny_reward_model(option_ids=["a", "b"]).eval()
     torch.nn.init.normal_(model.option_vectors.weight, std=3)
-    embeds = {"chosen_embeds": torch.zeros(6), "rejected_embeds": torch.zeros(6)}  # told apart by the number alone
+    embeds = {
+        "chosen_embeds": torch.zeros(6),
+        "rejected_embeds": torch.zeros(6),
+    }  # which differ by their numbers alone
     pool = [{**embeds, "chosen_option_id": "a", "rejected_option_id": "b"}, {**embeds, "chosen_option_id": "b"}]
     assert UserProfile(model).uncertainty(pool).max() > 0.1
     user = profile(model, None, pool[0])

@@ -1,4 +1,4 @@
-"""Bad data: each error names the value, the limit and the mend."""
+"""Bad data: each error names the value, the limit and the fix."""
 
 import logging
 

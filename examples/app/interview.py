@@ -16,7 +16,7 @@ from np_trl.users.choices import reverse
 from np_trl.users.posterior import check_at_least
 
 
-NO_QUESTION = "There is no open question. Forget a choice or start anew."
+NO_QUESTION = "There is no open question. Forget a choice or start over."
 
 
 class Refusal(Exception):
@@ -212,7 +212,7 @@ class Interview:
         if len(prompt) > limit:
             raise Refusal(f"This prompt has {len(prompt):,} characters. Shorten it to {limit:,}.")
         if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t" for char in prompt):
-            raise Refusal("This prompt has characters that cannot be printed. Type it anew.")
+            raise Refusal("This prompt has characters that cannot be printed. Type it again.")
         return prompt
 
     def _read(self, prompt: str) -> dict[str, torch.Tensor]:

@@ -55,7 +55,7 @@ class ScriptArguments(FigureArguments, PreferenceArguments):
     num_users: int = field(default=200, metadata={"help": "Number of new users of each run."})
     num_open: int = field(default=50, metadata={"help": "Largest number of questions to choose from."})
     num_samples: int = field(default=64, metadata={"help": "Draws of a user's latent."})
-    num_imagined: int = field(default=4, metadata={"help": "Questions that each draw answers in thought."})
+    num_imagined: int = field(default=4, metadata={"help": "Questions whose answers each draw simulates."})
     policies: list[str] | None = field(
         default=None, metadata={"help": "Trained policies, one a seed, in place of reward models."}
     )

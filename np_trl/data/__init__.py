@@ -1,4 +1,4 @@
-"""What a training run reads: rows, users, tasks and the collator."""
+"""The data of a training run: rows, users, tasks and the collator."""
 
 from np_trl.data.contextual_collator import ContextualCollator, EmbeddingTargets, TokenTargets
 from np_trl.data.evaluation_protocol import EvaluationProtocol

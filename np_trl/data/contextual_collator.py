@@ -23,7 +23,7 @@ from np_trl.data.preference_rows import ID_COLUMNS
 from np_trl.data.tasks import Task, TaskSampling
 
 
-# what a batch holds of users, not of target pairs
+# tensors of a batch with a row for each user, not for each target pair
 _USER_KEYS = (
     "context_embeds", "context_mask", "context_option_ids", "target_embeds", "target_mask", "target_option_ids",
     "latent_noise",

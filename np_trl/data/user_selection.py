@@ -1,4 +1,4 @@
-"""Which users of a dataset are used: what is refused, and what is left out."""
+"""Selection of the users of a dataset: checks, ties, and users with too few pairs."""
 
 from dataclasses import dataclass
 

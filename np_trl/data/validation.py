@@ -1,4 +1,4 @@
-"""Checks of preference data. Each error names the value, the limit and the mend, and comes before any training step."""
+"""Checks of preference data. Each error names the value, the limit and the fix, and comes before any training step."""
 
 import logging
 
@@ -15,8 +15,8 @@ from np_trl.models.texts import SIDES, check_pair
 
 logger = logging.getLogger(__name__)
 
-# what trainers compute of a row: as columns of their own, they are of another run. And what TRL reads in other formats, and may
-# take for the format of these rows
+# columns that trainers compute: in a dataset they are another run's. And columns of TRL's other formats, which it may take for the
+# format of these rows
 FOREIGN_COLUMNS = (
     *TOKEN_COLUMNS, "ref_chosen_logps", "ref_rejected_logps", "completion", "messages", "conversations",
 )  # fmt: skip

@@ -153,7 +153,7 @@ def _check_kinds(pairs: list[dict], embedded: bool) -> None:
 def _read_embeds(pair: dict, index: int, embed_size: int) -> torch.Tensor:
     """Read the embeddings of a pair `(2, E)`."""
     chosen, rejected = (_read_column(pair, name, index, embed_size) for name in EMBED_COLUMNS)
-    ids = [pair.get(name) for name in ID_COLUMNS]  # options that are told apart by a number are no tie
+    ids = [pair.get(name) for name in ID_COLUMNS]  # options with different numbers are no tie
     if torch.equal(chosen, rejected) and ids[0] == ids[1]:
         raise ValueError(describe_tie(f"pair {index}", "embedded alike", chosen.tolist()))
     return torch.stack([chosen, rejected])

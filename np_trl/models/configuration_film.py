@@ -11,7 +11,7 @@ FILM_LAYERS = ("all", "above_trunk")
 OPTION_POOLINGS = ("mean", "last")
 CONTEXT_SOURCES = ("trunk", "columns")
 TRUNCATIONS = ("keep_start", "keep_end")
-# what a saved policy says of its FiLM
+# fields of FiLM in a saved policy
 FILM_FIELDS = (
     "film_site",
     "film_layers",
@@ -105,7 +105,7 @@ class FiLMConfigMixin:
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """
-        Make a configuration of what a file says: that of a policy, or of a plain decoder of the same type.
+        Make a configuration from the fields of a file: that of a policy, or of a plain decoder of the same type.
 
         Raises:
             `ValueError`: if it is one of another decoder, or a policy's without its FiLM fields.

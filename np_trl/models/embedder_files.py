@@ -57,7 +57,7 @@ def load_frozen(auto_class: type, path: str, revision: str, **kwargs) -> PreTrai
                 f"{name} has no `model.safetensors`, and {WHY_SAFETENSORS} Save it again with `save_pretrained`, or take "
                 "another revision."
             ) from error
-        # which does not always say what was to be loaded
+        # whose text does not always name the embedder
         raise OSError(
             f"{name} cannot be loaded. Connect to the Hub once, or give a folder that holds it as `name_or_path`."
         ) from error

@@ -21,7 +21,7 @@ from .text_context import TextContextMixin
 from .weights import WholeWeightsMixin
 
 
-NP_MODULES = ("context_encoder", "film")  # what a policy has beside a plain decoder
+NP_MODULES = ("context_encoder", "film")  # modules that a policy has beside a plain decoder
 
 
 class FiLMAttentionMixin:

@@ -47,7 +47,7 @@ class FiLMGenerationMixin:
             modulation = self.model.infer_modulation(latents, context_embeds, context_mask, context_index)
         return super().generate(*args, **kwargs, modulation=modulation)
 
-    # Override: continuous batching packs the prompts of several users into one row, without what was passed of them.
+    # Override: continuous batching packs the prompts of several users into one row, without their latents.
     def generate_batch(self, *args, **kwargs):
         """
         Generate for nobody by continuous batching: [`~transformers.generation.ContinuousMixin.generate_batch`].

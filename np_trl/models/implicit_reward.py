@@ -1,4 +1,4 @@
-"""The implicit reward of a policy (eq. 8): what it says users answer, by what they change in its log-probabilities."""
+"""The implicit reward of a policy (eq. 8), and the answers of users that it predicts."""
 
 import torch
 

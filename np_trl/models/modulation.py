@@ -1,5 +1,5 @@
 """
-Modulations: what a user's latent changes in a decoder. The field `film_site` names one of them.
+Modulations of a decoder by a user's latent. The field `film_site` names one of them.
 
 | `film_site` | class | changes | a user can be exported as |
 |---|---|---|---|
@@ -18,7 +18,7 @@ from .hypernetwork import Hypernetwork
 
 class Modulation(Hypernetwork):
     """
-    A hypernetwork from a latent to what it changes, and how that acts on a decoder layer.
+    A hypernetwork from a latent to a modulation, and how that acts on a decoder layer.
 
     Attributes:
         needs_lora (`bool`): whether it acts on a LoRA adapter, so that the adapter differs from user to user.
@@ -52,7 +52,7 @@ class Modulation(Hypernetwork):
             forward (`Callable`):
                 Runs the layer without users.
             modulation (`torch.Tensor`):
-                What the hypernetwork computed for each row of the batch.
+                The output of the hypernetwork for each row of the batch.
             hidden_states (`torch.Tensor` of shape `(B, T, H)`), args, kwargs:
                 Arguments of the layer.
         """
@@ -164,7 +164,7 @@ class LoRAGate(Modulation):
             layer.gates.values = None
 
 
-# `film_site` -> what is modulated there
+# `film_site` -> its class
 MODULATIONS = {"block": BlockFiLM, "attention": AttentionFiLM, "lora": LoRAGate}
 
 

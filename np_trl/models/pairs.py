@@ -19,7 +19,7 @@ class Profile(Protocol):
 
 def check_conditions(**conditions) -> None:
     """
-    Check that a model is told once for whom to run.
+    Check that users are given once, and whole.
 
     Args:
         conditions (`dict`):

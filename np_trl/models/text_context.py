@@ -1,4 +1,4 @@
-"""Choices given as text: what a policy adds to its context encoder, with the trunk as the embedder."""
+"""Choices given as text, which a policy embeds with its trunk."""
 
 import torch
 from torch.nn.utils.rnn import pad_sequence

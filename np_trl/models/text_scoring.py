@@ -1,4 +1,4 @@
-"""Rewards of texts: what a reward model of embedded options adds to its embedder."""
+"""Rewards of texts: a reward model of embedded options with its embedder."""
 
 from functools import cached_property
 

@@ -14,7 +14,7 @@ EMBED_COLUMNS = ("chosen_embeds", "rejected_embeds")
 ID_COLUMNS = ("chosen_option_id", "rejected_option_id")
 # of an embedding: beyond it a sum or a difference of two values may be infinite in float32
 LARGEST_VALUE = 1e37
-# what is embedded of an option: these parts of it, a line break between them
+# the parts of an option that are embedded, with a line break between them
 KINDS = {"response": ("completion",), "prompt_response": ("prompt", "completion")}
 
 # of `chat_template_kwargs`: arguments of `apply_chat_template` that a trainer sets, not variables of a template
@@ -55,7 +55,7 @@ def option_text(option: dict, kind: str) -> str:
 
 
 def template_kwargs(pair: dict) -> dict:
-    """Return what a pair passes to the chat template: its `tools`, which may be JSON text, and `chat_template_kwargs`."""
+    """Return the arguments of the chat template in a pair: its `tools`, which may be JSON text, and `chat_template_kwargs`."""
     tools = pair.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     return {"tools": tools, **(pair.get("chat_template_kwargs") or {})}
@@ -122,7 +122,7 @@ def check_parts(parts: dict, where: str) -> None:
 
 
 def describe_tie(where: str, how: str, shown) -> str:
-    """The message about a pair whose options cannot be told apart."""
+    """The message about a pair whose options are the same."""
     return (
         f"`chosen` and `rejected` of {where} are {how} ({str(shown)[:60]!r}). A tie says nothing about the user: drop it; "
         "training does so with `drop_ties=True`."

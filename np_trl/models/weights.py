@@ -16,7 +16,7 @@ WHY_SAFETENSORS = "weights are read from safetensors alone: `.bin` and `.pt` fil
 # names of the files that hold a model's weights
 WEIGHT_FILE = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 
-# what says where a model is
+# arguments that locate a model
 SOURCE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -146,7 +146,7 @@ class WholeWeightsMixin:
 
 
 def read_path(
-    path, mend: str = "Give the folder that a model or an adapter was saved in, or a name such as 'user/model'."
+    path, fix: str = "Give the folder that a model or an adapter was saved in, or a name such as 'user/model'."
 ) -> str:
     """
     Check where a model is to be loaded from.
@@ -154,7 +154,7 @@ def read_path(
     Args:
         path (`str` or `os.PathLike`):
             Directory or Hub name of a model or an adapter.
-        mend (`str`, *optional*):
+        fix (`str`, *optional*):
             What to do if there is none.
 
     Returns:
@@ -172,7 +172,7 @@ def read_path(
     parts = path.split("/")
     is_name = len(parts) <= 2 and all(map(_is_hub_name, parts))
     if not is_name and (not path or not Path(path).is_dir()):
-        raise OSError(f"There is no folder {path!r}, and no model on the Hub can have that name. {mend}")
+        raise OSError(f"There is no folder {path!r}, and no model on the Hub can have that name. {fix}")
     return path
 
 

@@ -102,9 +102,7 @@ class TrainerBuilder:
             **(training_args.model_init_kwargs or {}),
         }
         self.peft_config = get_peft_config(model_args)
-        num_layers = read_policy_config(
-            self.base, **self.source
-        ).num_hidden_layers  # or says what is wrong with the base
+        num_layers = read_policy_config(self.base, **self.source).num_hidden_layers  # or raises the error of the base
         if self.peft_config is not None and not embedded:
             context_layer = (self.film_kwargs or {}).get("context_layer", num_layers // 2)
             self.peft_config.layers_to_transform = list(range(context_layer, num_layers))

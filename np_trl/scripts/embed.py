@@ -149,7 +149,7 @@ class Shard:
 
 
 def checksum(table: pa.Table) -> str:
-    """A hash of what a shard says."""
+    """A hash of the content of a shard."""
     names = [table.column(name).to_pylist() for name in ("text_id", "kind")]
     digest = xxhash.xxh3_64(json.dumps(names).encode())
     digest.update(table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())

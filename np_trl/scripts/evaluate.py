@@ -51,7 +51,7 @@ def build_judge(names: list[str], rows: PreferenceRows, group_column: str | None
 
 
 def evaluate_generations(evaluation: PolicyEvaluation, script_args: ScriptArguments) -> dict[str, float]:
-    """Write for the users after each number of choices, and judge what is written."""
+    """Write for the users after each number of choices, and judge the answers."""
     device, metrics, opponent = evaluation.model.device, {}, None
     if script_args.opponent is not None:
         opponent = load_policy(script_args.opponent, dtype=script_args.dtype).to(device)

@@ -73,7 +73,7 @@ def main(script_args: ScriptArguments) -> None:
     as_messages = script_args.as_messages
     if as_messages is None:
         as_messages = chose_between_messages(script_args.user)
-    model = load_policy(script_args.model_name_or_path).eval()  # says best what is wrong with a path
+    model = load_policy(script_args.model_name_or_path).eval()  # has the clearest error for a path
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path, padding_side="left")
     users = {}
     if script_args.user is not None:

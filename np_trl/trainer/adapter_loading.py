@@ -124,7 +124,7 @@ def _resize_base(base: PreTrainedModel, file: str, adapter: PeftConfig) -> dict[
             )
         base.resize_token_embeddings(shapes.pop()[0], mean_resizing=False)
         if not set(adapter.modules_to_save or ()).isdisjoint(("embed_tokens", "lm_head")):
-            # what is brought was trained, and the new rows of the base are not known
+            # the embeddings of the adapter were trained, and the new rows of the base are not known
             return {**hash_base_weights(base), "embed_tokens": None}
         for name, part in brought.items():
             _EMBEDDINGS[name](base).weight.data.copy_(part[:])

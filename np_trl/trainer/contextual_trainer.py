@@ -1,4 +1,4 @@
-"""What the two trainers share: users become tasks at the dataloader, and evaluation runs over numbers of contexts."""
+"""The common part of the two trainers: users become tasks at the dataloader."""
 
 import itertools
 from collections.abc import Iterator
@@ -143,7 +143,7 @@ class ContextualTrainerMixin(UserEvaluationMixin, SharingTrainerMixin, Resumable
     def _training_tasks(self, rows: PreferenceRows) -> TrainingTasks:
         return TrainingTasks(rows, self.args.task_sampling, self.args.task_seed)
 
-    # Override: tasks come shuffled, and the epoch is part of what they hold.
+    # Override: tasks come shuffled, and depend on the epoch.
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         if isinstance(train_dataset, TrainingTasks):
             return TaskSampler(len(train_dataset), epoch=lambda: int(self.state.epoch or 0))

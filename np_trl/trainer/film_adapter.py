@@ -209,7 +209,7 @@ class FiLMPeftModel(PeftModelForCausalLM):
     def add_adapter(self, adapter_name: str, *args, **kwargs) -> None:
         """
         Add an adapter: [`~peft.PeftModel.add_adapter`]. A reference policy that is there makes way for another one: where
-        training goes on, TRL takes a copy of what it begins with.
+        training continues, TRL takes a copy of the adapter that it starts from.
         """
         if adapter_name == REFERENCE and REFERENCE in self.peft_config:
             self.delete_adapter(REFERENCE)

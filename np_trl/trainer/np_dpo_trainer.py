@@ -140,7 +140,7 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
     def _adopt_adapter(self, source: PolicySource | None) -> None:
         """Have the adapter save FiLM, and the hashes of the base that it was trained on."""
         base_weights = self._base_weights
-        if isinstance(self.model, FiLMPeftModel):  # of `load_policy`, which read what its base was
+        if isinstance(self.model, FiLMPeftModel):  # of `load_policy`, which read the hashes of its base
             base_weights = self.model.base_weights
         elif base_weights is None:  # it came with an adapter
             base_weights = hash_base_weights(self.model.get_base_model(), self.model.peft_config)

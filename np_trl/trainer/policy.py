@@ -1,4 +1,4 @@
-"""Policies from paths: FiLM on the base model that a path holds, and checks of what was loaded."""
+"""Policies from paths: the base model of a path with FiLM added to it, and checks."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from np_trl.trainer.adapter_loading import is_adapter, load_adapter
 from np_trl.trainer.gated_lora import count_directions
 
 
-# what says where on the Hub, for the configuration as for the weights
+# arguments that locate a model on the Hub, for the configuration and for the weights
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -221,7 +221,7 @@ def check_film_kwargs(path: str, film_kwargs: dict, **kwargs) -> None:
 
 
 def changed_fields(config: PreTrainedConfig, film_kwargs: dict) -> dict[str, tuple]:
-    """Fields of a policy's FiLM config that `film_kwargs` would change: what they are there and here, by name."""
+    """Fields of a policy's FiLM config that `film_kwargs` would change: by name, the value there and here."""
     found = {name: getattr(config, name) for name in FILM_FIELDS if name != "context_config"} | vars(
         config.context_config
     )

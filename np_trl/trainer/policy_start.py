@@ -1,4 +1,4 @@
-"""What a policy's trainer starts from: a path that everything is loaded from, or a model that is there already."""
+"""The start of a policy's training: from a path, or from a model that is loaded already."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What a run is known by: its data, its model, how its tasks are drawn, and how it learns. A checkpoint carries these facts."""
+"""The description of a run: its data, its model, how its tasks are drawn, and how it learns. A checkpoint carries it."""
 
 import json
 from dataclasses import fields
@@ -157,7 +157,7 @@ def _describe_data(dataset: Dataset | IterableDataset, config) -> dict:
 
 
 def _lasting_fields(config) -> dict:
-    """The fields of a configuration, and of those in it, that say what it computes."""
+    """The fields of a configuration, and of those in it, that change what the model computes."""
     settings = config if isinstance(config, dict) else config.to_dict()
     return {
         name: _lasting_fields(value) if isinstance(value, dict) else value

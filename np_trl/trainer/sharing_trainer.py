@@ -162,7 +162,7 @@ class SharingTrainerMixin(UploadingTrainerMixin):
             _set_aside_templates(Path(output_dir or self.args.output_dir), processing_class)
         self._save_card(output_dir or self.args.output_dir)
 
-    # Override: the card shows what is saved in eval_results.json.
+    # Override: the card shows the figures of eval_results.json.
     def save_metrics(self, split, metrics, combined=True):
         super().save_metrics(split, metrics, combined)
         if split == "eval":

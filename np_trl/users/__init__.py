@@ -1,4 +1,4 @@
-"""A person in use: profiles, what is still open about a person, what to ask next, rewards and export."""
+"""Users of a trained model: profiles, uncertainty, the next question, rewards and export."""
 
 from np_trl.users.export import export_adapter, export_model
 from np_trl.users.posterior import sample_latents

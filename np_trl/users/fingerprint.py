@@ -14,7 +14,7 @@ from np_trl.weight_identity import base_of, hash_module, sample_weight
 
 # fields of a policy's configuration that change how its trunk embeds options
 _TRUNK_FIELDS = ("context_layer", "option_pooling", "context_max_length", "context_truncation")
-# those that do not: how a model was loaded, saved and trained, what it returns and ends with, and what is above the trunk
+# fields that do not: of loading, saving and training, of outputs and end tokens, and of the layers above the trunk
 _OTHER_FIELDS = {
     *FILM_FIELDS,
     "architectures",
@@ -44,13 +44,13 @@ _OTHER_FIELDS = {
     "use_cache",
     "vocab_size",
 }
-# what PEFT wraps around a model and its modules
+# names that PEFT adds around a model and its modules
 _WRAPPING = {"base_model", "model", "modules_to_save", "default", "base_layer"}
 
 
 def fingerprint(model: nn.Module) -> str:
     """
-    Hash what a latent depends on: the context encoder with its statistics, the options with vectors, and the embedder, which
+    Hash everything that a latent depends on: the context encoder with its statistics, the options with vectors, and the embedder, which
     is the policy's trunk or the model that the config names. Neither where a model lies counts, nor whether it is in float32 or
     bfloat16.
 
@@ -97,7 +97,7 @@ def is_same_model(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _settings(base: nn.Module) -> dict:
-    """What the configuration says of how latents are inferred."""
+    """The fields of the configuration that decide how latents are inferred."""
     config = base.config
     settings = {"context": config.context_config.to_diff_dict()}
     settings["context"] = {key: value for key, value in settings["context"].items() if key not in _OTHER_FIELDS}
@@ -134,7 +134,7 @@ def _sample_file(path: Path, samples: int = 256, size: int = 4096) -> str:
 
 
 def _inferring_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that infer latents, by name, without what PEFT wraps around them."""
+    """The modules that infer latents, by name, without PEFT's wrappers."""
     backbone = getattr(base, "model", base)
     yield "context_encoder", backbone.context_encoder
     if getattr(base.config, "option_ids", None):

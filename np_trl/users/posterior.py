@@ -18,7 +18,7 @@ def sample_latents(
     Draw latents of a user, as far as the choices leave them open.
 
     A normal latent is drawn from its moments. Latents that are points are those of an ensemble of drawn context sets: the
-    user is asked questions of the pool in thought, answers each as the model predicts from all answers before it, and the
+    user answers simulated questions of the pool, each as the model predicts from all answers before it, and the
     latent is inferred from the choices and these answers (a martingale posterior: Fong, Holmes and Walker, 2023).
 
     Args:
@@ -27,9 +27,9 @@ def sample_latents(
         num_samples (`int`, *optional*, defaults to `64`):
             Number of draws S.
         pool ([`QuestionPool`] or `list[dict]`, *optional*):
-            Questions of which each draw answers some in thought. Not needed, and not used, for normal latents.
+            Questions of which each draw simulates some answers. Not needed, and not used, for normal latents.
         num_imagined (`int`, *optional*, defaults to `4`):
-            Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer.
+            Number of answers that each draw simulates; all that are not answered yet, if they are fewer.
             Policies were found to select better questions with 4 than with 10.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
@@ -46,9 +46,7 @@ def sample_latents(
         mean, std = model.infer_moments(**user.context_set)
         return mean + std * torch.randn(num_samples, mean.shape[1], generator=generator).to(std)
     if pool is None:
-        raise ValueError(
-            "This model infers a latent that is a point. Pass `pool`: pairs of which the user is asked some in thought."
-        )
+        raise ValueError("This model infers a latent that is a point. Pass `pool`: pairs whose answers are simulated.")
     pool = as_pool(pool, user)
     unanswered = torch.tensor(pool.unanswered(user))
     if len(unanswered) == 0:

@@ -1,4 +1,4 @@
-"""The file of a user's profile: written whole, and checked for what it holds before anything of it is used."""
+"""The file of a user's profile: written whole, and checked before it is used."""
 
 import hashlib
 import json

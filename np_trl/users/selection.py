@@ -1,4 +1,4 @@
-"""Which questions to ask a user next: those whose answers are expected to tell most (section 7 of the paper)."""
+"""Selection of the questions to ask a user next, by their expected information gain (section 7 of the paper)."""
 
 import logging
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from np_trl.users.questions import QuestionPool, as_pool
 
 logger = logging.getLogger(__name__)
 
-# so many joint answers of a batch are told apart; of more, as many are drawn
+# largest number of joint answers of a batch that are enumerated; of more, as many are drawn
 MAX_OUTCOMES = 1024
 # nats below which an answer tells nothing: the log-odds of the possible users then have a standard deviation of 0.003 at most.
 # Users who agree but for the rounding of float32 lead to less than 1e-10; that of bfloat16 may look like a gain
@@ -48,7 +48,7 @@ def select_pairs(
     seed: int = 0,
 ) -> list[Question]:
     """
-    Select the questions whose answers are expected to tell most about a user.
+    Select the questions whose answers are expected to be most informative about a user.
 
     What an answer tells is the mutual information of answer and latent (Houlsby et al., 2011): large where users who agree
     with all choices so far would answer differently, each of them surely. Of several questions it is that of all answers
@@ -156,7 +156,7 @@ def _gains(outcomes: torch.Tensor, probs: torch.Tensor, noise: torch.Tensor) -> 
 def _draw_outcomes(
     outcomes: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw as many joint answers as are told apart, by their probabilities, and how many each stands for."""
+    """Draw the largest number of joint answers, by their probabilities, and how many each stands for."""
     weights = (counts * outcomes.mean(dim=1, keepdim=True)).squeeze(1)
     drawn = weights.multinomial(MAX_OUTCOMES, replacement=True, generator=generator)
     return outcomes[drawn], counts[drawn] / (MAX_OUTCOMES * weights[drawn].unsqueeze(1))
