@@ -69,7 +69,7 @@ def test_the_words_of_pairs_and_the_files_import_the_standard_library_alone():
 
 SHELF = sorted((PACKAGE / "models").glob("*.py"))
 HARMLESS = {
-    "collections.abc", "contextlib", "dataclasses", "functools", "hashlib", "json", "pathlib", "re", "tempfile", "threading",
+    "collections.abc", "contextlib", "dataclasses", "functools", "hashlib", "itertools", "json", "pathlib", "re", "tempfile", "threading",
     "typing",
 }  # fmt: skip
 FORBIDDEN_NAMES = {

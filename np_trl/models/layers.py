@@ -1,6 +1,7 @@
 """The layers that the context encoder, the reward model and the embedders are made of."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import nn
@@ -58,6 +59,28 @@ class Standardizer(nn.Module):
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         # in place on one copy: a third of the time at E = 4096
         return embeds.to(self.mean, copy=True).sub_(self.mean).mul_(self.scale)
+
+
+def fit_standardizers(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """
+    Fit the [`Standardizer`]s of a model that have no statistics, all alike.
+
+    Args:
+        model (`nn.Module`):
+            A reward model or a policy.
+        batches (iterable of `torch.Tensor` of shape `(N, E)`):
+            Embeddings of the training set, a part at a time. Not read where there is nothing to fit; without any, nothing is
+            fitted.
+    """
+    found = [module for module in model.modules() if isinstance(module, Standardizer) and not module.is_fitted]
+    batches = iter(batches) if found else iter(())
+    start = next(batches, None)
+    if start is None:
+        return
+    first, *others = found
+    first.fit(chain([start], batches))
+    for standardizer in others:
+        standardizer.load_state_dict(first.state_dict())
 
 
 class SkipMLP(nn.Module):
