@@ -81,7 +81,14 @@ def test_a_merged_policy_needs_its_reference(tmp_path):
     with pytest.raises(ValueError, match="is a merged policy, whose implicit reward needs the reference policy"):
         evaluate_users(*arguments)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    assert_alike(evaluate_users(*arguments, reference=base), of_users(trainer.evaluate()))
+    expected = of_users(trainer.evaluate())
+    assert_alike(evaluate_users(*arguments, reference=base), expected)
+    policy = load_policy(tmp_path / "out")
+    assert policy.config.reference_name_or_path is None  # a folder of this machine is not made known
+    policy.config.reference_name_or_path = str(tmp_path / "base")
+    policy.save_pretrained(tmp_path / "named")
+    tiny_tokenizer().save_pretrained(tmp_path / "named")
+    assert_alike(evaluate_users(tmp_path / "named", rows, PROTOCOL), expected)
     with pytest.raises(ValueError, match="no .*chosen_embeds.* column"):
         evaluate_users(tmp_path / "out", style_rows(8), PROTOCOL, reference=base)
 

@@ -69,7 +69,8 @@ def load_evaluation(
         model, users, protocol:
             Those of [`evaluate_users`].
         reference (`nn.Module`, *optional*):
-            The reference policy of a merged policy: its base model. An adapter names its own.
+            The reference policy. That of the adapter, or that which a merged policy names, if not given: one whose base was a
+            folder names none.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Another tokenizer than that which the policy carries.
         dtype (`str`, *optional*, defaults to `"float32"`):

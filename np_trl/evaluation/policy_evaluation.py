@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from trl import maybe_extract_prompt
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -76,12 +76,7 @@ class PolicyEvaluation(UserEvaluation):
         Raises:
             `ValueError`: if the policy is a merged one and has no reference policy, or needs embeddings that are not there.
         """
-        if reference is None and not isinstance(model, PeftModel):
-            raise ValueError(
-                f"{model.config.name_or_path!r} is a merged policy, whose implicit reward needs the reference policy. Pass its "
-                "base model as `reference` (`--ref_model_name_or_path`)."
-            )
-        reference = reference_policy(model) if reference is None else reference
+        reference = _load_reference(model) if reference is None else reference
         with accelerator.main_process_first():
             users = _tokenize(model, users, tokenizer, selection)
         users = _embed(model, users, tokenizer, batch_size, accelerator)
@@ -124,6 +119,19 @@ class PolicyEvaluation(UserEvaluation):
             self._references.add(rows, *completion_log_probs(self.reference, tokens).chunk(2))
             found = self._references.find(rows)
         return found.to(rows.device)
+
+
+def _load_reference(model: nn.Module) -> nn.Module:
+    """The reference policy of a policy: that of its adapter, or that which a merged policy names in its configuration."""
+    if isinstance(model, PeftModel):
+        return reference_policy(model)
+    name, revision = model.config.reference_name_or_path, model.config.reference_revision
+    if name is None:
+        raise ValueError(
+            f"{model.config.name_or_path!r} is a merged policy, whose implicit reward needs the reference policy, and it names "
+            "none. Pass its base model as `reference` (`--ref_model_name_or_path`)."
+        )
+    return AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=model.dtype).to(model.device)
 
 
 def preference_collator(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForPreference:

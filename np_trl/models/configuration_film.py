@@ -23,9 +23,11 @@ FILM_FIELDS = (
     "context_truncation",
     "context_config",
     "dpo_beta",
+    "reference_name_or_path",
+    "reference_revision",
 )
 # those that policies of np_trl 0.1.0 do not name: their defaults hold
-LATER_FIELDS = ("film_layers", "num_gates", "dpo_beta")
+LATER_FIELDS = ("film_layers", "num_gates", "dpo_beta", "reference_name_or_path", "reference_revision")
 
 
 # a dataclass of its own: only then do the fields reach the configurations that mix it in
@@ -57,6 +59,9 @@ class FiLMConfigMixin:
         dpo_beta (`float`, *optional*, defaults to `0.1`):
             The beta of the DPO loss that the policy was trained with: a user's log-odds of a choice are beta times what the
             user changes in the difference of the options' log-probabilities.
+        reference_name_or_path (`str`, *optional*), reference_revision (`str`, *optional*):
+            The reference policy on the Hub that the policy was trained against, which an evaluation of a merged policy needs.
+            None if it is a folder, whose name nobody else could use.
         format_version (`int`, *optional*):
             The format that the model was saved in.
     """
@@ -73,6 +78,8 @@ class FiLMConfigMixin:
     context_truncation: str = "keep_start"
     context_config: dict | ContextEncoderConfig | None = None
     dpo_beta: float = 0.1
+    reference_name_or_path: str | None = None
+    reference_revision: str | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):

@@ -22,7 +22,9 @@ class EvaluationArguments:
     output_dir: str = field(metadata={"help": "Where eval_results.json goes."})
     ref_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "The reference policy of a merged policy: its base model. An adapter names its own."},
+        metadata={
+            "help": "The reference policy of a merged policy whose base was a folder: that base. Others name their own."
+        },
     )
     embeddings: str | None = field(
         default=None, metadata={"help": "File or dataset with `text_id` and `embedding` of every text, once."}

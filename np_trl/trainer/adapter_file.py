@@ -44,6 +44,8 @@ _RECORD_TYPES = {
     "context_truncation": str,
     "context_config": dict,
     "dpo_beta": int | float,
+    "reference_name_or_path": str | None,
+    "reference_revision": str | None,
     "base_dtypes": list,
     "base_subfolder": str,
     "generation_config": dict,

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -93,3 +94,17 @@ class PolicyStart:
         """The reference policy of a policy that was loaded and is trained without an adapter, where one is needed."""
         is_needed = self.peft_config is None and (not args.precompute_ref_log_probs or is_fsdp_enabled())
         return self.source.load_reference(self.model) if self.source is not None and is_needed else None
+
+
+def check_output_dir(output_dir: str) -> None:
+    """
+    Check that a policy without an adapter can be saved in a folder: before it is trained, not after.
+
+    Raises:
+        `ValueError`: if there is an adapter.
+    """
+    if Path(output_dir, "adapter_config.json").exists():
+        raise ValueError(
+            f"`output_dir={output_dir!r}` holds an adapter, and whoever loads the policy that is saved there would get that. Name "
+            "another folder, or pass a `peft_config`."
+        )

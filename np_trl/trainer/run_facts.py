@@ -32,6 +32,8 @@ _PASSING_FIELDS = {
     "pad_token_id",
     "peft_version",
     "quantization_config",
+    "reference_name_or_path",
+    "reference_revision",
     "revision",
     "transformers_version",
     "use_cache",
