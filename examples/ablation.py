@@ -18,10 +18,10 @@ from pathlib import Path
 import yaml
 from trl import TrlParser
 
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.report import save_report, summarize_runs
 from np_trl.files import write_whole
 from np_trl.metrics.results import read_results
-from np_trl.users.posterior import check_at_least
 
 
 HERE = Path(__file__).resolve().parent

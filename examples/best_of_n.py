@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import TrlParser
 
 from np_trl import NPRewardModel, UserProfile, best_of_n
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.generations import check_writer
 from np_trl.models.texts import check_text
-from np_trl.users.posterior import check_at_least
 from np_trl.users.user_file import name_users
 
 

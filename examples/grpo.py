@@ -45,12 +45,12 @@ from np_trl import (
 )
 from np_trl.data import PreferenceRows
 from np_trl.data.loading import load_preferences
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.generations import check_writer, share_grammatical, style_judge, write
 from np_trl.populations import style_population
 from np_trl.populations.style import STYLES, split_prompts
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
 from np_trl.trainer.uploads import UploadingTrainerMixin
-from np_trl.users.posterior import check_at_least
 
 
 HERE = Path(__file__).resolve().parent

@@ -10,10 +10,10 @@ import torch
 from population import Population
 
 from np_trl.data.embeddings import plain_text
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.generations import SAMPLING
 from np_trl.users import UserProfile, sample_latents, select_pairs
 from np_trl.users.choices import reverse
-from np_trl.users.posterior import check_at_least
 
 
 NO_QUESTION = "There is no open question. Forget a choice or start over."

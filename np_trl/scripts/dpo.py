@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.dpo_baselines import BASELINES, DPOBaselines
 from np_trl.evaluation.generations import Generations, share_grammatical, style_judge
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
@@ -22,7 +23,6 @@ from np_trl.scripts.demo import STYLE_GEMMA
 from np_trl.scripts.preference_arguments import PreferenceArguments
 from np_trl.trainer import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer
 from np_trl.trainer.policy import read_policy_config
-from np_trl.users.posterior import check_at_least
 
 
 EXAMPLE = "style_population"

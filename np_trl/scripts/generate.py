@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer, set_seed
 
+from np_trl.data.ranges import check_at_least
 from np_trl.models.texts import check_text
 from np_trl.scripts.command_parser import CommandParser
 from np_trl.trainer import load_policy
 from np_trl.users import UserProfile, read_pairs
-from np_trl.users.posterior import check_at_least
 from np_trl.users.profile_file import is_profile
 
 

@@ -8,12 +8,12 @@ import torch
 from transformers import set_seed
 
 from np_trl.data.embeddings import add_option_ids
+from np_trl.data.ranges import check_at_least
 from np_trl.populations.piecewise import piecewise_bayes_accuracy, piecewise_population
 from np_trl.scripts.command_parser import CommandParser
 from np_trl.scripts.preference_arguments import PreferenceArguments
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
 from np_trl.trainer import NPRewardConfig, NPRewardTrainer
-from np_trl.users.posterior import check_at_least
 
 
 EXAMPLE = "example_4_1"

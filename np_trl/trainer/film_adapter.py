@@ -65,7 +65,7 @@ class FiLMPeftModel(PeftModelForCausalLM):
     hashes of the base's weights.
     """
 
-    # what `hash_base_weights` said before the adapter came: some adapters change the base
+    # from `hash_base_weights`, before the adapter was added: some adapters change the base
     base_weights: dict[str, str | None]
     # the folder in the base's repository that holds the base
     base_subfolder: str = ""

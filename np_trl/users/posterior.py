@@ -1,7 +1,8 @@
-"""What the choices of a user leave open: latents drawn from all that agree with them."""
+"""The posterior of a user's latent: draws of latents that agree with the choices."""
 
 import torch
 
+from np_trl.data.ranges import check_at_least
 from np_trl.users.choices import join_contexts
 from np_trl.users.questions import QuestionPool, as_pool
 
@@ -64,15 +65,3 @@ def sample_latents(
 def is_gaussian(model) -> bool:
     """Whether a model infers a normal distribution of a user's latent, rather than a point."""
     return model.config.context_config.latent_distribution == "gaussian"
-
-
-def check_at_least(smallest: int, **numbers: int) -> None:
-    """
-    Check numbers, given by name.
-
-    Raises:
-        `ValueError`: if one is too small.
-    """
-    for name, number in numbers.items():
-        if number < smallest:
-            raise ValueError(f"`{name}={number}` must be at least {smallest}. Raise it.")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
+from np_trl.data.ranges import check_at_least
 from np_trl.users.choices import Choice, join_contexts, key_of
 from np_trl.users.fingerprint import check_fingerprint, fingerprint, is_same_model
-from np_trl.users.posterior import check_at_least, is_gaussian, sample_latents
+from np_trl.users.posterior import is_gaussian, sample_latents
 from np_trl.users.profile_file import is_profile, read_profile, write_profile
 from np_trl.users.user_file import read_pairs, write_pairs
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from np_trl.users.posterior import check_at_least, sample_latents
+from np_trl.data.ranges import check_at_least
+from np_trl.users.posterior import sample_latents
 from np_trl.users.questions import QuestionPool, as_pool
 
 
