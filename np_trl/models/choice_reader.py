@@ -8,13 +8,17 @@ needs to know which of the two a model is.
 | `no_choices` | the context set of a user without choices: that of no pairs |
 | `read_questions` | pairs as a context set, with what else their answers are predicted from |
 | `answer_logits` | the log-odds that users choose the first option of pairs |
+| `inferring_modules`, `inference_settings` | what latents depend on, for the fingerprint of the model |
 
 A context set is a `dict` of tensors that begin with the axes users U = 1 and pairs C: `context_embeds` `(1, C, 2, E)`, where
 axis 2 is chosen and rejected, `context_mask` `(1, C)`, and of a reward model `context_option_ids` `(1, C, 2)`. A user's
 context sets are joined along the pairs.
 """
 
+from collections.abc import Iterator
+
 import torch
+from torch import nn
 
 from .texts import EMBED_COLUMNS, ID_COLUMNS, LARGEST_VALUE, SIDES, check_pair, describe_tie, describe_too_large
 
@@ -48,6 +52,14 @@ class ChoiceReaderMixin:
             whose options change places changes the sign.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what users answer.")
+
+    def inferring_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules that infer latents, with their names: by them, models that infer alike are recognised."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what infers its latents.")
+
+    def inference_settings(self) -> dict:
+        """Return the settings that decide how latents are inferred, beside those of the context encoder."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it infers latents.")
 
     def no_choices(self) -> dict[str, torch.Tensor]:
         """

@@ -1,12 +1,19 @@
 """Choices given as text, which a policy embeds with its trunk."""
 
+from collections.abc import Iterator
+
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .completion_log_probs import MAX_ROWS
 from .implicit_reward import ImplicitRewardMixin
 from .policy_tokenizer import TokenizerMixin
 from .texts import SIDES, check_pair, describe_tie, template_kwargs
+
+
+# fields of a policy's configuration that change how its trunk embeds options
+_TRUNK_FIELDS = ("context_layer", "option_pooling", "context_max_length", "context_truncation")
 
 
 class TextContextMixin(TokenizerMixin, ImplicitRewardMixin):
@@ -39,6 +46,21 @@ class TextContextMixin(TokenizerMixin, ImplicitRewardMixin):
         batches = split_rows(self.tokenize_pairs(pairs, tokenizer))
         embeds = torch.cat([self.embed_options(**batch) for batch in batches])  # (2C, H)
         return embeds.view(1, len(pairs), len(SIDES), -1)
+
+    def inferring_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the context encoder and, where it embeds the options, the trunk."""
+        yield "context_encoder", self.model.context_encoder
+        if self.config.context_source == "trunk":
+            yield "embed_tokens", self.get_input_embeddings()
+            for index in range(self.config.context_layer):
+                yield f"layers.{index}", self.model.layers[index]
+
+    def inference_settings(self) -> dict:
+        """Return the settings of the trunk, and the configuration of its decoder; none where it embeds no options."""
+        if self.config.context_source != "trunk":
+            return {}
+        settings = {name: getattr(self.config, name) for name in _TRUNK_FIELDS}
+        return {"decoder": self.config.to_diff_dict(), **settings}
 
     def tokenize_pairs(self, pairs: list[dict], tokenizer=None) -> dict[str, torch.Tensor]:
         """

@@ -1,8 +1,11 @@
 """Rewards of texts: a reward model of embedded options with its embedder."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property
 
 import torch
+from torch import nn
 
 from .choice_reader import ChoiceReaderMixin
 from .pairs import check_latents, stack_latents
@@ -55,6 +58,18 @@ class TextScoringMixin(ChoiceReaderMixin):
         for index in ties[0].nonzero().flatten().tolist():
             raise ValueError(describe_tie(f"Pair {index}", "the same to the embedder", pairs[index]["chosen"]))
         return embeds
+
+    def inferring_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the context encoder and, where options recur, their vectors."""
+        yield "context_encoder", self.context_encoder
+        if self.config.option_ids:
+            yield "option_vectors", self.option_vectors
+
+    def inference_settings(self) -> dict:
+        """Return the options that recur, and the settings of the embedder: the one that was assigned, or the config's."""
+        assigned = vars(self).get("text_embedder")
+        embedder = self.config.embedder if assigned is None else asdict(assigned)
+        return {"option_ids": self.config.option_ids, "embedder": embedder}
 
     # Override: options that recur are known by a number too.
     def no_choices(self) -> dict[str, torch.Tensor]:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -12,9 +10,8 @@ from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.weight_identity import base_of, hash_module, sample_weight
 
 
-# fields of a policy's configuration that change how its trunk embeds options
-_TRUNK_FIELDS = ("context_layer", "option_pooling", "context_max_length", "context_truncation")
-# fields that do not: of loading, saving and training, of outputs and end tokens, and of the layers above the trunk
+# fields of configurations that do not change latents: of loading, saving and training, of outputs and end tokens, and of the
+# layers above the trunk
 _OTHER_FIELDS = {
     *FILM_FIELDS,
     "architectures",
@@ -63,7 +60,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     base = base_of(model)
     digest = hashlib.sha256(json.dumps(_settings(base), sort_keys=True, default=str).encode())
-    for name, module in _inferring_modules(base):
+    for name, module in base.inferring_modules():
         hash_module(module, name, digest)
     return digest.hexdigest()[:16]
 
@@ -97,18 +94,14 @@ def is_same_model(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _settings(base: nn.Module) -> dict:
-    """The fields of the configuration that decide how latents are inferred."""
-    config = base.config
-    settings = {"context": config.context_config.to_diff_dict()}
-    settings["context"] = {key: value for key, value in settings["context"].items() if key not in _OTHER_FIELDS}
-    if hasattr(config, "option_ids"):  # a reward model
-        embedder = base.__dict__.get("text_embedder")  # assigned, or made of what the config says
-        embedder = config.embedder if embedder is None else asdict(embedder)
-        return settings | {"option_ids": config.option_ids, "embedder": _describe_embedder(embedder)}
-    if config.context_source != "trunk":
-        return settings
-    decoder = {key: value for key, value in config.to_diff_dict().items() if key not in _OTHER_FIELDS}
-    return settings | {"decoder": decoder, **{name: getattr(config, name) for name in _TRUNK_FIELDS}}
+    """The settings that decide how latents are inferred, wherever the model lies and whatever it was saved as."""
+    settings = {"context": base.config.context_config.to_diff_dict(), **base.inference_settings()}
+    for name in ("context", "decoder"):
+        if name in settings:
+            settings[name] = {key: value for key, value in settings[name].items() if key not in _OTHER_FIELDS}
+    if "embedder" in settings:
+        settings["embedder"] = _describe_embedder(settings["embedder"])
+    return settings
 
 
 def _describe_embedder(embedder: dict | None) -> dict | None:
@@ -133,22 +126,9 @@ def _sample_file(path: Path, samples: int = 256, size: int = 4096) -> str:
     return digest.hexdigest()
 
 
-def _inferring_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that infer latents, by name, without PEFT's wrappers."""
-    backbone = getattr(base, "model", base)
-    yield "context_encoder", backbone.context_encoder
-    if getattr(base.config, "option_ids", None):
-        yield "option_vectors", base.option_vectors
-    if getattr(base.config, "context_source", None) == "trunk":
-        yield "embed_tokens", base.get_input_embeddings()
-        for index in range(base.config.context_layer):
-            yield f"layers.{index}", backbone.layers[index]
-
-
 def _fingerprint_0_1(model: nn.Module) -> str:
     """The fingerprint of np_trl 0.1.0, which saved profiles carry."""
-    config = model.config
-    trunk = getattr(config, "context_layer", 0) if getattr(config, "context_source", None) == "trunk" else 0
+    trunk = sum(name.startswith("layers.") for name, _ in base_of(model).inferring_modules())
     inferring = {"context_encoder", "option_vectors", *(["embed_tokens"] if trunk else [])}
     weights = {}
     for name, weight in model.named_parameters():
@@ -157,7 +137,7 @@ def _fingerprint_0_1(model: nn.Module) -> str:
         if "original_module" in parts or weight.is_meta or not (in_trunk or inferring.intersection(parts)):
             continue
         weights[".".join(part for part in parts if part not in _WRAPPING)] = weight
-    digest = hashlib.sha256(json.dumps(getattr(config, "embedder", None), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(model.config.to_dict().get("embedder"), sort_keys=True).encode())
     for name in sorted(weights):
         digest.update(f"{name} {tuple(weights[name].shape)}".encode())
         digest.update(sample_weight(weights[name]))
