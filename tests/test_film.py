@@ -180,8 +180,9 @@ def test_save_and_load_keep_the_logits(architecture, tmp_path, fields):
     )
 
 
-def test_merging_keeps_the_log_probs(architecture, tmp_path):
-    model = tiny_policy(tmp_path, architecture)
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_merging_keeps_the_log_probs(architecture, tmp_path, fields):
+    model = tiny_policy(tmp_path, architecture, **fields)
     lora = LoraConfig(
         target_modules=["q_proj"],
         modules_to_save=["context_encoder", "film"],

@@ -305,10 +305,18 @@ def test_film_above_the_trunk_comes_back_with_its_adapter(tmp_path):
     trainer = train(tiny_base(tmp_path / "base"), tmp_path / "out", lora(), film_kwargs=film_kwargs)
     trainer.save_model()
     policy = load_policy(tmp_path / "out").eval()
-    assert policy.config.film_layers == "above_trunk" and policy.get_base_model().model.film.weight is not None
+    assert policy.config.film_layers == "above_trunk"
     logits = trainer.model.eval()(TOKENS, **USERS).logits
     assert torch.equal(policy(TOKENS, **USERS).logits, logits)
     assert not torch.equal(logits, policy(TOKENS).logits)
+    trainer.save_merged(tmp_path / "merged")
+    merged = load_policy(tmp_path / "merged").eval()
+    torch.testing.assert_close(merged(TOKENS, **USERS).logits, logits, rtol=1e-4, atol=1e-5)
+    for field, value in {"film_layers": "all", "context_layer": 2}.items():  # other sizes than the weights have
+        trainer.save_model()
+        edit(tmp_path / "out", "film", **{field: value})
+        with pytest.raises(ValueError, match="does not fit"):
+            load_policy(tmp_path / "out")
 
 
 @pytest.mark.parametrize("is_new", [True, False])
@@ -416,6 +424,7 @@ RECORDS = {
     "base_config": [None, [1]],
     "peft_type": [None, 5, "NOTHING", "PROMPT_TUNING", "XLORA"],
     "film_site": ["evil", None],
+    "film_layers": ["evil", None],
     "num_gates": ["x"],
     "context_layer": [10**9, "1", None],
     "context_config": ["x", {"latent_size": 10**9}, {"latent_size": "x"}, {"embed_size": 32, "hidden_size": 10**10}],

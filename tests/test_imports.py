@@ -62,6 +62,16 @@ def test_arrows_run_one_way(path):
             assert parts[0] in THIRD_PARTY[room], f"{path}: imports {module}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.py")), ids=lambda path: path.name)
+def test_examples_import_names_that_exist(path):
+    """In benchmarks too, which no test runs."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "np_trl":
+            module = import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not missing, f"{path}: imports {missing} from {node.module}"
+
+
 def test_the_words_of_pairs_and_the_files_import_the_standard_library_alone():
     for path in (PACKAGE / "models" / "texts.py", PACKAGE / "files.py"):
         assert {module.split(".")[0] for _, module in imports(path)} <= set(sys.stdlib_module_names), path

@@ -20,7 +20,7 @@ from peft import LoraConfig
 from report import report
 
 from np_trl import NPDPOConfig, NPDPOTrainer
-from np_trl.models.configuration_film import FILM_SITES
+from np_trl.models.modulation import MODULATIONS
 from np_trl.trainer.policy import np_parameters
 
 
@@ -81,7 +81,7 @@ def measure(num_rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as base:
         build_base(base, SMALL_GEMMA)
         build_tokenizer().save_pretrained(base)
-        trainers = {site: build(site, base) for site in FILM_SITES}
+        trainers = {site: build(site, base) for site in MODULATIONS}
     figures = {}
     for site, trainer in trainers.items():
         sizes = {name: weight.numel() for name, weight in np_parameters(trainer.model).items() if weight.requires_grad}
