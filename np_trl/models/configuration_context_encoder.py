@@ -1,10 +1,13 @@
 """Configuration of the context encoder, shared by the reward model and the policy."""
 
+from collections.abc import Iterable
+
 from transformers.configuration_utils import PreTrainedConfig, strict
+
+from .pooling import POOLINGS
 
 
 PAIR_FEATURES = ("difference_sum", "concatenation")
-POOLINGS = ("sum", "mean", "attention", "posterior")
 MEMORY_WEIGHTS = ("gate", "posterior")
 LATENT_DISTRIBUTIONS = ("deterministic", "gaussian")
 
@@ -80,6 +83,6 @@ class ContextEncoderConfig(PreTrainedConfig):
             )
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise ValueError(f"`{name}={value!r}` is unknown. Choose one of {list(allowed)}.")

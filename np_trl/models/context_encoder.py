@@ -11,9 +11,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .configuration_context_encoder import ContextEncoderConfig
 from .layers import SkipMLP, Standardizer, spread
 from .memory import GatedMemory, PosteriorMemory
-
-
-MAX_PAIR = 1e15  # entries of an encoded pair, whose products in attention stay finite in float32
+from .pooling import POOLINGS, Pooling
 
 
 class ContextEncoder(nn.Module):
@@ -34,10 +32,11 @@ class ContextEncoder(nn.Module):
         self.option_encoder = SkipMLP(config.embed_size, hidden_size, hidden_size, config.linear_skip)
         self.pair_encoder = SkipMLP(2 * hidden_size, hidden_size, hidden_size, config.linear_skip)
         self.empty_set = nn.Parameter(torch.empty(hidden_size))
-        if config.pooling == "attention":
-            self.attention = nn.MultiheadAttention(hidden_size, num_heads=8, batch_first=True)
+        pooling = POOLINGS[config.pooling](hidden_size)
+        self.pooling_name = pooling.saved_as
+        self.add_module(self.pooling_name, pooling)
         num_moments = 2 if config.latent_distribution == "gaussian" else 1
-        pooled_size = hidden_size * (2 if config.pooling == "posterior" else 1)
+        pooled_size = pooling.num_parts * hidden_size
         self.set_encoder = SkipMLP(pooled_size, hidden_size, num_moments * set_size, config.linear_skip)
         if config.memory_size:
             memory_class = PosteriorMemory if config.memory_weights == "posterior" else GatedMemory
@@ -50,10 +49,8 @@ class ContextEncoder(nn.Module):
     def reset_parameters(self) -> None:
         """Start the memory channel as a scorer that needs no training, every other layer as torch does."""
         for module in self.modules():
-            if isinstance(module, (nn.Linear, Standardizer)):
+            if isinstance(module, (nn.Linear, Standardizer, Pooling)):
                 module.reset_parameters()
-            elif isinstance(module, nn.MultiheadAttention):
-                module._reset_parameters()
         nn.init.normal_(self.empty_set, std=0.02)
         if self.config.memory_size:
             self.memory.reset_parameters()
@@ -112,7 +109,8 @@ class ContextEncoder(nn.Module):
             options = options + item_embeds[present]
         hidden = spread(self.option_encoder(self.dropout(options)), present)  # (U, C, 2, hidden)
         pairs = self._encode_pairs(hidden)  # (U, C, hidden)
-        mean = self.set_encoder(self._pool(pairs, mask))  # (U, set), or both moments
+        pooled = self.get_submodule(self.pooling_name)(pairs, mask, self.empty_set)
+        mean = self.set_encoder(pooled)  # (U, set), or both moments
         if self.is_gaussian:
             mean, log_std = mean.chunk(2, dim=-1)
             std = log_std.clamp(-5, 2).exp()
@@ -128,26 +126,6 @@ class ContextEncoder(nn.Module):
         if self.config.pair_features == "difference_sum":
             chosen, rejected = chosen - rejected, chosen + rejected
         return self.pair_encoder(torch.cat([chosen, rejected], dim=-1))
-
-    def _pool(self, pairs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if self.config.pooling == "posterior":
-            return self._pool_posterior(pairs, mask)
-        counts = mask.sum(dim=1)  # (U, 1)
-        if self.config.pooling == "attention":
-            absent = ~mask.squeeze(-1) & (counts > 0)  # (U, C); attention over nothing would be NaN
-            limit = min(MAX_PAIR, torch.finfo(pairs.dtype).max)
-            pairs = pairs.clamp(-limit, limit)
-            pairs, _ = self.attention(pairs, pairs, pairs, key_padding_mask=absent, need_weights=False)
-        pooled = (pairs * mask).sum(dim=1)  # (U, hidden)
-        if self.config.pooling == "mean":
-            pooled = pooled / counts.clamp_min(1)
-        return torch.where(counts > 0, pooled, self.empty_set.to(pooled.dtype))
-
-    def _pool_posterior(self, pairs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Bayes' rule, every hidden unit a type of user: the empty set is the log-prior, a pair gives log-likelihoods."""
-        log_likelihood = (nn.functional.logsigmoid(pairs) * mask).sum(dim=1)  # (U, hidden)
-        posterior = (self.empty_set + log_likelihood).softmax(dim=-1) * log_likelihood.shape[-1]  # 1 on average
-        return torch.cat([posterior, (pairs * mask).sum(dim=1)], dim=-1)  # (U, 2 * hidden)
 
     def _check_shapes(self, context_embeds: torch.Tensor, context_mask: torch.Tensor) -> None:
         embed_size = self.config.embed_size
