@@ -6,20 +6,13 @@ from functools import cached_property
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    BatchEncoding,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import strict
 from transformers.utils import logging
 
+from .embedder_files import load_frozen_model, load_part
 from .layers import pool_tokens
 from .texts import KINDS, check_parts, option_text, plain_text
-from .weights import WHY_SAFETENSORS, check_files
 
 
 logger = logging.get_logger(__name__)
@@ -205,7 +198,8 @@ class TextEmbedder:
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         # padded on the right, so that the positions of a text's tokens do not depend on the batch
-        tokenizer = self._load(AutoTokenizer, padding_side="right", truncation_side="right")
+        sides = {"padding_side": "right", "truncation_side": "right"}
+        tokenizer = load_part(AutoTokenizer, self.name_or_path, self.revision, **sides)
         if self.chat_template and tokenizer.chat_template is None:
             raise ValueError(
                 f"The tokenizer of {self.name_or_path!r} has no chat template. Set `chat_template=False`, or take a model "
@@ -228,48 +222,7 @@ class TextEmbedder:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        self._check_index()
-        model = self._load(AutoModel, dtype=self.dtype, use_safetensors=True)
-        model.config.use_cache = False  # a language model would keep the keys and values of every token
-        return model.eval()
-
-    def _check_index(self) -> None:
-        """Check that the weights are to be read from safetensors alone."""
-        name = "model.safetensors.index.json"
-        try:
-            index, _ = PreTrainedConfig.get_config_dict(
-                self.name_or_path, revision=self.revision, _configuration_file=name
-            )
-        except OSError:  # there is none: the weights are in one file
-            return
-        check_files(self.name_or_path, index, None)
-
-    def _load(self, auto_class: type, **kwargs) -> PreTrainedTokenizerBase | PreTrainedModel:
-        name = f"The embedder {self.name_or_path!r} (`revision={self.revision!r}`)"
-        try:
-            return auto_class.from_pretrained(
-                self.name_or_path, revision=self.revision, trust_remote_code=False, **kwargs
-            )
-        except Exception as error:
-            if "trust_remote_code" in str(error):
-                raise ValueError(
-                    f"{name} brings its own code, which is not run. Take an embedder of an architecture that transformers has."
-                ) from error
-            if type(error).__name__ == "SafetensorError":  # of a library that shared code does not import
-                raise OSError(
-                    f"The weights of {name} are not whole ({error}). Copy or download them again."
-                ) from error
-            if not isinstance(error, OSError):
-                raise
-            if "model.safetensors" in str(error):
-                raise OSError(
-                    f"{name} has no `model.safetensors`, and {WHY_SAFETENSORS} Save it again with `save_pretrained`, or take "
-                    "another revision."
-                ) from error
-            # which does not always say what was to be loaded
-            raise OSError(
-                f"{name} cannot be loaded. Connect to the Hub once, or give a folder that holds it as `name_or_path`."
-            ) from error
+        return load_frozen_model(self.name_or_path, self.revision, self.dtype)
 
     def _embed_batch(
         self, batch: list[int], texts: list[str], options: list[dict] | None, device: torch.device | str
