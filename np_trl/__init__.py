@@ -8,30 +8,8 @@ __version__ = "0.1.0"
 
 # public name -> module that is imported when the name is first used
 _PUBLIC = {
-    "ContextEncoder": "np_trl.models",
     "ContextEncoderConfig": "np_trl.models",
-    "ContextualCollator": "np_trl.data",
-    "FiLMGemmaConfig": "np_trl.models",
-    "FiLMGemmaForCausalLM": "np_trl.models",
-    "FiLMGemmaModel": "np_trl.models",
-    "FiLMGemma2Config": "np_trl.models",
-    "FiLMGemma2ForCausalLM": "np_trl.models",
-    "FiLMGemma2Model": "np_trl.models",
-    "FiLMGemma3Config": "np_trl.models",
-    "FiLMGemma3ForCausalLM": "np_trl.models",
-    "FiLMGemma3Model": "np_trl.models",
-    "FiLMLlamaConfig": "np_trl.models",
-    "FiLMLlamaForCausalLM": "np_trl.models",
-    "FiLMLlamaModel": "np_trl.models",
-    "FiLMMistralConfig": "np_trl.models",
-    "FiLMMistralForCausalLM": "np_trl.models",
-    "FiLMMistralModel": "np_trl.models",
-    "FiLMQwen2Config": "np_trl.models",
-    "FiLMQwen2ForCausalLM": "np_trl.models",
-    "FiLMQwen2Model": "np_trl.models",
-    "FiLMQwen3Config": "np_trl.models",
-    "FiLMQwen3ForCausalLM": "np_trl.models",
-    "FiLMQwen3Model": "np_trl.models",
+    "EvaluationProtocol": "np_trl.data",
     "NPDPOConfig": "np_trl.trainer",
     "NPDPOTrainer": "np_trl.trainer",
     "NPRewardConfig": "np_trl.trainer",
@@ -46,6 +24,7 @@ _PUBLIC = {
     "UserProfile": "np_trl.users",
     "UserReward": "np_trl.users",
     "best_of_n": "np_trl.users",
+    "evaluate_users": "np_trl.evaluation",
     "export_adapter": "np_trl.users",
     "export_model": "np_trl.users",
     "load_policy": "np_trl.trainer",
@@ -68,44 +47,12 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from np_trl.data import ContextualCollator
+    from np_trl.data import EvaluationProtocol
+    from np_trl.evaluation import evaluate_users
     from np_trl.metrics import UserAccuracy, UserCalibration, UserNLL
-    from np_trl.models import (
-        ContextEncoder,
-        ContextEncoderConfig,
-        FiLMGemma2Config,
-        FiLMGemma2ForCausalLM,
-        FiLMGemma2Model,
-        FiLMGemma3Config,
-        FiLMGemma3ForCausalLM,
-        FiLMGemma3Model,
-        FiLMGemmaConfig,
-        FiLMGemmaForCausalLM,
-        FiLMGemmaModel,
-        FiLMLlamaConfig,
-        FiLMLlamaForCausalLM,
-        FiLMLlamaModel,
-        FiLMMistralConfig,
-        FiLMMistralForCausalLM,
-        FiLMMistralModel,
-        FiLMQwen2Config,
-        FiLMQwen2ForCausalLM,
-        FiLMQwen2Model,
-        FiLMQwen3Config,
-        FiLMQwen3ForCausalLM,
-        FiLMQwen3Model,
-        NPRewardModel,
-        NPRewardModelConfig,
-        TextEmbedder,
-    )
+    from np_trl.models import ContextEncoderConfig, NPRewardModel, NPRewardModelConfig, TextEmbedder
     from np_trl.populations import simulate_users
-    from np_trl.trainer import (
-        NPDPOConfig,
-        NPDPOTrainer,
-        NPRewardConfig,
-        NPRewardTrainer,
-        load_policy,
-    )
+    from np_trl.trainer import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer, load_policy
     from np_trl.users import (
         QuestionPool,
         UserProfile,

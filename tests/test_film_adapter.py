@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from np_trl import FiLMGemmaForCausalLM, NPDPOTrainer, load_policy
+from np_trl import NPDPOTrainer, load_policy
+from np_trl.models import FiLMGemmaForCausalLM
 from np_trl.models.checkpoint_format import FORMAT_VERSION
 from np_trl.models.configuration_film import LATER_FIELDS
 from np_trl.trainer import film_adapter

@@ -152,7 +152,8 @@ PULL_THE_ADAPTER = """
 import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from np_trl import FiLMGemmaForCausalLM, load_policy
+from np_trl import load_policy
+from np_trl.models import FiLMGemmaForCausalLM
 expected = torch.load("expected.pt")
 policy = load_policy("ada/np_dpo_style").eval()
 assert isinstance(policy.get_base_model(), FiLMGemmaForCausalLM)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from np_trl import FiLMGemmaConfig, FiLMGemmaForCausalLM, NPRewardModel, load_policy
+from np_trl import NPRewardModel, load_policy
+from np_trl.models import FiLMGemmaConfig, FiLMGemmaForCausalLM
 from np_trl.models.checkpoint_format import FORMAT_VERSION
 
 from .test_remote_code import run_without_np_trl

@@ -37,7 +37,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from np_trl import FiLMGemmaForCausalLM, NPDPOConfig, NPDPOTrainer
+from np_trl import NPDPOConfig, NPDPOTrainer
+from np_trl.models import FiLMGemmaForCausalLM
 
 
 WORDS, PROMPT, COMPLETION, TASKS, TARGETS, CONTEXTS = 2048, 24, 104, 1, 9, 10

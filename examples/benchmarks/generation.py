@@ -19,7 +19,7 @@ import yaml
 from report import report
 from transformers import AutoConfig
 
-from np_trl import FiLMGemmaConfig, FiLMGemmaForCausalLM
+from np_trl.models import FiLMGemmaConfig, FiLMGemmaForCausalLM
 
 
 BATCH, PROMPT, NEW_TOKENS, LATENT, CHOICES = 8, 16, 64, 256, 10

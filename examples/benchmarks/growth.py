@@ -26,7 +26,6 @@ from report import report
 from transformers import AutoTokenizer
 
 from np_trl import (
-    FiLMGemmaForCausalLM,
     NPDPOConfig,
     NPDPOTrainer,
     NPRewardConfig,
@@ -34,6 +33,7 @@ from np_trl import (
     NPRewardModelConfig,
     NPRewardTrainer,
 )
+from np_trl.models import FiLMGemmaForCausalLM
 from np_trl.models.memory import posterior_weights
 
 

@@ -11,15 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, extract_commit_hash
 from trl.trainer.utils import create_model_from_path
 
-from np_trl.models import (
-    FiLMGemma2ForCausalLM,
-    FiLMGemma3ForCausalLM,
-    FiLMGemmaForCausalLM,
-    FiLMLlamaForCausalLM,
-    FiLMMistralForCausalLM,
-    FiLMQwen2ForCausalLM,
-    FiLMQwen3ForCausalLM,
-)
+from np_trl.models import POLICIES
 from np_trl.models.checkpoint_format import name_what_is_wrong
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import NP_MODULES, FiLMForCausalLMMixin
@@ -28,17 +20,6 @@ from np_trl.models.weights import check_json_files, read_path
 from np_trl.trainer.film_adapter import is_adapter, load_adapter, read_adapter
 from np_trl.trainer.gated_lora import count_directions
 
-
-# type of a base model -> the same with FiLM
-POLICIES = {
-    "gemma": FiLMGemmaForCausalLM,
-    "gemma2": FiLMGemma2ForCausalLM,
-    "gemma3_text": FiLMGemma3ForCausalLM,
-    "llama": FiLMLlamaForCausalLM,
-    "mistral": FiLMMistralForCausalLM,
-    "qwen2": FiLMQwen2ForCausalLM,
-    "qwen3": FiLMQwen3ForCausalLM,
-}
 
 # what says where on the Hub, for the configuration as for the weights
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
