@@ -1,6 +1,7 @@
 """The architecture: who may import whom. And what an import costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -134,6 +135,34 @@ def test_every_public_name_exists():
         assert getattr(np_trl, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'NPPPOTrainer'"):
         np_trl.__getattr__("NPPPOTrainer")
+
+
+def test_public_names_are_few_and_each_is_in_the_documentation():
+    import np_trl
+
+    names = set(np_trl.__all__) - {"__version__"}
+    assert len(names) == 23
+    table = (ROOT / "docs" / "api.md").read_text().partition("|---|---|")[2]
+    first_column = "".join(re.findall(r"^\| (.*?) \|", table, re.M))
+    assert set(re.findall(r"`(\w+)`", first_column)) == names
+
+
+def test_what_the_readme_imports_from_the_root_is_public():
+    import np_trl
+
+    readme = (ROOT / "README.md").read_text()
+    shown = ", ".join(re.findall(r"^from np_trl import (.*)$", readme, re.M)).split(", ")
+    shown += re.findall(r"\bnp_trl\.(\w+)`", readme)
+    assert {"NPDPOTrainer", "load_policy", "simulate_users"} <= set(shown) <= set(np_trl.__all__)
+
+
+def test_every_decoder_follows_from_its_line():
+    from np_trl import models
+
+    for policy in models.POLICIES.values():
+        for model_class in (policy, policy.config_class, policy.model_class):
+            assert getattr(models, model_class.__name__) is model_class and model_class.__name__ in models.__all__
+    assert len(models.__all__) == len(set(models.__all__)) == 6 + 3 * len(models.POLICIES)
 
 
 def test_every_package_is_installed():
