@@ -5,7 +5,7 @@ What each part of an NP-DPO recipe contributes: the recipe with one part changed
 python examples/ablation.py --recipe examples/configs/np_dpo_style.yaml --name ablation_style --output_dir runs/ablation_style
 ```
 
-Runs that have finished with the same settings are not repeated, so an interrupted table goes on where it stopped, and several
+Runs that have finished with the same settings are not repeated, so that an interrupted table is resumed, and several
 processes may share the work (`--variants`). The table holds the rows whose runs are all there.
 """
 
@@ -18,10 +18,10 @@ from pathlib import Path
 import yaml
 from trl import TrlParser
 
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.report import save_report, summarize_runs
 from np_trl.files import write_whole
 from np_trl.metrics.results import read_results
-from np_trl.users.posterior import check_at_least
 
 
 HERE = Path(__file__).resolve().parent

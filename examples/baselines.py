@@ -11,7 +11,7 @@ The rows of the table:
 
 - population: Borda scores of the options, where they recur (`--recurring_options`);
 - pooled BTL, DPL: one reward for everybody, or its normal distribution (Siththaranjan et al., 2024);
-- dedicated BTL: a BTL model for each value of `--group_column`, which no other row is told: an upper bound;
+- dedicated BTL: a BTL model for each value of `--group_column`, which no other row knows: an upper bound;
 - from scratch: a logistic regression on each user's context alone;
 - mean difference: options scored by the mean of (chosen - rejected) of the context, without training;
 - linear features: features shared by the training users, a logistic regression on them for a new one (as in RFM, PReF, LoRe);
@@ -30,11 +30,13 @@ from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 from trl import TrlParser
 
-from np_trl import NPRewardConfig, NPRewardModelConfig, NPRewardTrainer
+from np_trl import NPRewardConfig, NPRewardModelConfig, NPRewardTrainer, evaluate_users
+from np_trl.data import PreferenceRows
 from np_trl.data.embeddings import add_option_ids
 from np_trl.data.preference_rows import option_ids
 from np_trl.evaluation.report import save_report, summarize_runs
 from np_trl.evaluation.reward_baselines import PopulationScore, empirical_bayes, from_scratch, linear_features
+from np_trl.models.layers import fit_standardizers
 from np_trl.scripts.preference_arguments import PreferenceArguments
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
 
@@ -104,13 +106,26 @@ class Comparison:
     def build(self, context_config: dict | None = None, **fields) -> PreTrainedModel:
         return self.model_args.build(self.train_dataset, context_config=context_config, **fields)
 
-    def measure(self, model: PreTrainedModel, groups: dict | None = None, train: bool = True, **changes) -> dict:
+    def evaluate(self, model: PreTrainedModel) -> dict[str, float]:
+        """Evaluate a model that is not trained, with the statistics of the training set."""
+        fit_standardizers(model, PreferenceRows(self.train_dataset).sample_embeds())
+        args = self.training_args
+        metrics = evaluate_users(
+            model,
+            self.eval_dataset,
+            args.evaluation_protocol,
+            drop_short_users=args.drop_short_users,
+            drop_ties=args.drop_ties,
+            batch_size=args.eval_batch_size,
+        )
+        return {key.removeprefix("eval_"): value for key, value in metrics.items()}
+
+    def measure(self, model: PreTrainedModel, groups: dict | None = None, **changes) -> dict:
         """Train a model with the arguments of NP-BTL but for `changes`, and evaluate it."""
         args = dataclasses.replace(self.training_args, **changes)
         datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset, **(groups or {})}
         trainer = NPRewardTrainer(model, args=args, **datasets)
-        if train:
-            trainer.train()
+        trainer.train()
         metrics = trainer.evaluate()
         return {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_nc")}
 
@@ -132,12 +147,12 @@ class Comparison:
 
     def population(self) -> dict[str, float]:
         config = self.build(conditional=False, option_ids=option_ids(self.train_dataset)).config
-        return self.measure(PopulationScore(config).fit(self.train_dataset), train=False)
+        return self.evaluate(PopulationScore(config).fit(self.train_dataset))
 
     def mean_difference(self) -> dict[str, float]:
         # the untrained model, with a memory that is wide enough for the embedding itself
         encoder = {"memory_weights": "gate", "memory_size": self.embed_size, "latent_size": self.embed_size}
-        return self.measure(self.build(encoder), train=False)
+        return self.evaluate(self.build(encoder))
 
     def linear_features(self) -> dict[str, float]:
         return self.measure(linear_features(self.linear_config(), self.train_dataset), **PRIOR_ONLY)

@@ -1,6 +1,7 @@
 """
 Sample n answers to each prompt from any language model, and print the one that each user likes best by NP-BTL. Users are given
-by a few choices in JSON files, `{"pairs": [{"prompt": ..., "chosen": ..., "rejected": ...}]}`. No policy is trained.
+by a few choices in JSON files, `{"pairs": [{"prompt": ..., "chosen": ..., "rejected": ...}]}`, or by saved profiles. No
+policy is trained.
 
 ```sh
 python examples/grpo.py  # trains the reward model
@@ -17,10 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import TrlParser
 
 from np_trl import NPRewardModel, UserProfile, best_of_n
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.generations import check_writer
 from np_trl.models.texts import check_text
-from np_trl.users import read_pairs
-from np_trl.users.posterior import check_at_least
 from np_trl.users.user_file import name_users
 
 
@@ -29,7 +29,9 @@ class ScriptArguments:
     reward_model_name_or_path: str = field(
         metadata={"help": "A trained reward model whose config names its embedder."}
     )
-    users: list[str] = field(metadata={"help": "JSON files with the choices of a user each."})
+    users: list[str] = field(
+        metadata={"help": "JSON files with the choices of a user each, or profiles (.safetensors)."}
+    )
     model_name_or_path: str = field(
         default=str(Path(__file__).resolve().parent / "style_gemma"),
         metadata={"help": "The language model that writes the candidates."},
@@ -74,9 +76,7 @@ def write_candidates(script_args: ScriptArguments) -> list[list[str]]:
 def main(script_args: ScriptArguments) -> None:
     set_seed(script_args.seed)
     reward_model = NPRewardModel.from_pretrained(script_args.reward_model_name_or_path)
-    users = {
-        name: UserProfile(reward_model, pairs=read_pairs(path)) for name, path in name_users(script_args.users).items()
-    }
+    users = {name: UserProfile.from_file(path, reward_model) for name, path in name_users(script_args.users).items()}
     candidates = write_candidates(script_args)
     picks = {name: best_of_n(reward_model, script_args.prompts, candidates, user) for name, user in users.items()}
     for index, prompt in enumerate(script_args.prompts):

@@ -26,7 +26,7 @@ start is cut off, and a response that leaves no room for a prompt is refused. Tr
 On several GPUs, one process each, which share the texts and one disk:
 `accelerate launch --multi_gpu --num_processes 8 examples/embed_preferences.py --model_name_or_path ...`
 
-A run that was killed goes on when its command is given again, on as many processes as there are then: it takes over the
+A run that was killed is resumed when its command is given again, on as many processes as there are then: it takes over the
 shards in `<output_file>.shards` of the same settings and texts that are whole. It does not notice when the model itself has
 changed, in its folder or behind the name of a branch: delete the shards then.
 """

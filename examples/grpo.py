@@ -45,13 +45,12 @@ from np_trl import (
 )
 from np_trl.data import PreferenceRows
 from np_trl.data.loading import load_preferences
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.generations import check_writer, share_grammatical, style_judge, write
 from np_trl.populations import style_population
 from np_trl.populations.style import STYLES, split_prompts
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
 from np_trl.trainer.uploads import UploadingTrainerMixin
-from np_trl.users import read_pairs
-from np_trl.users.posterior import check_at_least
 
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +68,10 @@ class ScriptArguments:
         metadata={"help": "A reward model whose config names its embedder. Default: one is trained on the example."},
     )
     user: str | None = field(
-        default=None, metadata={"help": "JSON file with the choices of a user. Default: a new user of the example."}
+        default=None,
+        metadata={
+            "help": "JSON file with the choices of a user, or a profile (.safetensors). Default: a new user of the example."
+        },
     )
     num_threads: int | None = field(
         default=None, metadata={"help": "CPU threads. `accelerate launch` gives a process one if this is not set."}
@@ -240,13 +242,14 @@ def main(script_args: ScriptArguments, training_args: GRPOConfig, model_args: Mo
         reward_model = train_reward_model(script_args, training_args)
     else:
         reward_model = NPRewardModel.from_pretrained(script_args.reward_model_name_or_path)
+    reward_model = reward_model.to(training_args.device)
     if is_example:
         choices = draw_choices(script_args, training_args.seed)
+        user = UserProfile(reward_model, pairs=choices)
         prompts = Dataset.from_dict({"prompt": split_prompts()[0]})
     else:
-        choices = read_pairs(script_args.user)
+        user = UserProfile.from_file(script_args.user, reward_model)
         prompts = load_prompts(script_args.dataset_name)
-    user = UserProfile(reward_model.to(training_args.device), pairs=choices)
     reward = UserReward(reward_model, user)
     trainer = build_trainer(training_args, model_args, prompts, reward)
     if is_example:

@@ -21,7 +21,7 @@ accelerate launch examples/np_dpo.py \
     --precompute_ref_log_probs
 ```
 
-The same command measures what it is to be compared with (see `dpo_baselines.py`), on the same users and pairs:
+The same command measures what it is to be compared with (see `np_trl/evaluation/dpo_baselines.py`), on the same users and pairs:
 
 ```sh
 accelerate launch examples/np_dpo.py --config examples/configs/np_dpo_style.yaml --baselines mixture dedicated few_shot base

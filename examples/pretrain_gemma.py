@@ -29,10 +29,10 @@ from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast,
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from np_trl.data.loading import load_preferences
+from np_trl.data.ranges import check_at_least
 from np_trl.populations.style import STYLES, split_prompts
 from np_trl.populations.style_grammar import write_answer
 from np_trl.trainer.sharing_trainer import whole_model
-from np_trl.users.posterior import check_at_least
 
 
 EXAMPLE = "style_population"

@@ -1,6 +1,6 @@
 """
 Score completions for a user who is given by a few choices in a JSON file, `{"pairs": [{"prompt": ..., "chosen": ...,
-"rejected": ...}]}`, and for a user without choices.
+"rejected": ...}]}`, or by a saved profile, and for a user without choices.
 
 ```sh
 python examples/score.py \
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
-from np_trl import NPRewardModel
-from np_trl.users import read_pairs
+from np_trl import NPRewardModel, UserProfile
 
 
 @dataclass
@@ -27,7 +26,10 @@ class ScriptArguments:
         metadata={"help": "Completions to score. Only differences of rewards mean anything."}
     )
     user: str | None = field(
-        default=None, metadata={"help": "JSON file with the choices of a user. Without it nobody alone is asked."}
+        default=None,
+        metadata={
+            "help": "JSON file with the choices of a user, or a profile (.safetensors). Without it nobody alone is asked."
+        },
     )
 
 
@@ -36,8 +38,7 @@ def main(script_args: ScriptArguments) -> None:
     options = [{"prompt": script_args.prompt, "completion": text} for text in script_args.completions]
     columns = {"nobody": model.score(options)}
     if script_args.user is not None:
-        latents = model.infer_user(read_pairs(script_args.user))  # (1, Z)
-        columns["user"] = model.score(options, latents)
+        columns["user"] = model.score(options, UserProfile.from_file(script_args.user, model).latents)
     print("".join(f"{name:>9}" for name in columns))
     for index, text in enumerate(script_args.completions):
         print("".join(f"{rewards[index]:>9.4f}" for rewards in columns.values()) + f"  {text}")

@@ -8,7 +8,6 @@ __version__ = "0.1.0"
 
 # public name -> module that is imported when the name is first used
 _PUBLIC = {
-    "ContextEncoderConfig": "np_trl.models",
     "EvaluationProtocol": "np_trl.data",
     "NPDPOConfig": "np_trl.trainer",
     "NPDPOTrainer": "np_trl.trainer",
@@ -16,6 +15,7 @@ _PUBLIC = {
     "NPRewardModel": "np_trl.models",
     "NPRewardModelConfig": "np_trl.models",
     "NPRewardTrainer": "np_trl.trainer",
+    "Question": "np_trl.users",
     "QuestionPool": "np_trl.users",
     "TextEmbedder": "np_trl.models",
     "UserAccuracy": "np_trl.metrics",
@@ -50,10 +50,11 @@ if TYPE_CHECKING:
     from np_trl.data import EvaluationProtocol
     from np_trl.evaluation import evaluate_users
     from np_trl.metrics import UserAccuracy, UserCalibration, UserNLL
-    from np_trl.models import ContextEncoderConfig, NPRewardModel, NPRewardModelConfig, TextEmbedder
+    from np_trl.models import NPRewardModel, NPRewardModelConfig, TextEmbedder
     from np_trl.populations import simulate_users
     from np_trl.trainer import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer, load_policy
     from np_trl.users import (
+        Question,
         QuestionPool,
         UserProfile,
         UserReward,

@@ -29,9 +29,14 @@ def required(name: str, extras: tuple[str, ...], found: dict[str, str]) -> dict[
     return found
 
 
-def test_every_package_has_a_pin_and_is_the_one_that_is_pinned():
+def read_pins() -> dict[str, str]:
+    """The version of every package of constraints.txt."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_every_package_has_a_pin_and_is_the_one_that_is_pinned():
+    pins = read_pins()
     versions = {key[0]: version for key, version in required("np_trl", EXTRAS, {}).items()}
     assert versions == {name: pins.get(name) for name in versions} and len(versions) > 100
     assert "ruff" in pins
@@ -44,3 +49,10 @@ def test_versions_that_are_unsafe_are_too_old():
     assert as_numbers["pyarrow"] >= (14, 0, 1)  # older ones run code of files
     requirements = re.search(r"install_requires =\n((?:    .+\n)+)", (ROOT / "setup.cfg").read_text())[1].split()
     assert all(">=" in requirement for requirement in requirements)
+
+
+def test_the_package_says_up_to_which_versions_it_is_tested():
+    (tested,) = re.findall(r"^# tested up to (.+)\ninstall_requires =", (ROOT / "setup.cfg").read_text(), re.M)
+    versions = dict(part.split(" ") for part in tested.split(", "))
+    pins = read_pins()
+    assert versions == {name: pins[name] for name in ("trl", "transformers", "peft")}

@@ -1,4 +1,4 @@
-"""Arguments of both trainers: each error names the field, the value and the mend."""
+"""Arguments of both trainers: each error names the field, the value and the fix."""
 
 import pytest
 

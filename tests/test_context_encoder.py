@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from np_trl.models import ContextEncoder, ContextEncoderConfig
+from np_trl.models.pooling import PosteriorPooling
 
 from .testing_utils import CONTEXT_CONFIG, toy_context
 
@@ -71,6 +72,17 @@ def test_gated_memory_starts_as_a_shrunken_sum_of_differences():
     difference = difference / (1 + torch.nn.functional.softplus(torch.tensor(-2.0)) * mask.sum(dim=1, keepdim=True))
     memory = encoder(embeds, mask)[:, -CONTEXT_CONFIG["memory_size"] :]
     torch.testing.assert_close(memory, encoder.memory.code(difference), rtol=1e-4, atol=1e-4)
+
+
+def test_posterior_pooling_is_bayes_rule():
+    encoder = tiny_context_encoder(pooling="posterior", memory_size=0)
+    odds = torch.tensor([[[0.9, 0.5], [0.9, 0.5]], [[0.2, 0.8], [0.9, 0.9]]])  # (users, pairs, types)
+    mask = torch.tensor([[[True], [True]], [[True], [False]]])
+    with torch.no_grad():
+        encoder.empty_set = torch.nn.Parameter(torch.tensor([0.25, 0.75]).log())
+        posterior = PosteriorPooling()(odds.logit(), mask, encoder)[:, :2] / 2
+    joint = torch.tensor([[0.25 * 0.9 * 0.9, 0.75 * 0.5 * 0.5], [0.25 * 0.2, 0.75 * 0.8]])
+    torch.testing.assert_close(posterior, joint / joint.sum(dim=1, keepdim=True))
 
 
 def test_gaussian_latents_are_sampled_in_training_only():

@@ -1,4 +1,4 @@
-"""The baselines of NP-DPO, which examples/dpo_baselines.py trains."""
+"""The baselines of NP-DPO, which np_trl/evaluation/dpo_baselines.py trains."""
 
 import numpy as np
 import pytest

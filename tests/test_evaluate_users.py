@@ -68,9 +68,9 @@ def test_an_adapter_is_evaluated_as_its_trainer_did_with_its_own_beta_lengths_an
     assert expected["eval_nc2_nll"] != pytest.approx(expected["eval_nc0_nll"], abs=1e-3)
     assert_alike(evaluate_users(tmp_path / "out", rows, protocol), expected)
     policy = load_policy(tmp_path / "out")
-    assert_alike(evaluate_users(policy, rows, protocol, tokenizer=tiny_tokenizer(), batch_size=3), expected)
+    assert_alike(evaluate_users(policy, rows, protocol, batch_size=3), expected)
     policy.config.dpo_beta = 0.6
-    other = evaluate_users(policy, rows, protocol, tokenizer=tiny_tokenizer())
+    other = evaluate_users(policy, rows, protocol)
     assert abs(other["eval_nc2_nll"] - expected["eval_nc2_nll"]) > 1e-3
 
 
@@ -81,7 +81,14 @@ def test_a_merged_policy_needs_its_reference(tmp_path):
     with pytest.raises(ValueError, match="is a merged policy, whose implicit reward needs the reference policy"):
         evaluate_users(*arguments)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    assert_alike(evaluate_users(*arguments, reference=base), of_users(trainer.evaluate()))
+    expected = of_users(trainer.evaluate())
+    assert_alike(evaluate_users(*arguments, reference=base), expected)
+    policy = load_policy(tmp_path / "out")
+    assert policy.config.reference_name_or_path is None  # a folder of this machine is not made known
+    policy.config.reference_name_or_path = str(tmp_path / "base")
+    policy.save_pretrained(tmp_path / "named")
+    tiny_tokenizer().save_pretrained(tmp_path / "named")
+    assert_alike(evaluate_users(tmp_path / "named", rows, PROTOCOL), expected)
     with pytest.raises(ValueError, match="no .*chosen_embeds.* column"):
         evaluate_users(tmp_path / "out", style_rows(8), PROTOCOL, reference=base)
 
@@ -108,7 +115,7 @@ def test_pairs_come_in_any_of_trls_formats(tmp_path, form):
         peft_config=LoraConfig(**LORA),
     )
     trainer.train()
-    found = evaluate_users(trainer.model, rows, PROTOCOL, tokenizer=tokenizer)
+    found = evaluate_users(trainer.model, rows, PROTOCOL)
     assert_alike(found, of_users(trainer.evaluate()))
 
 

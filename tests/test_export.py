@@ -97,6 +97,14 @@ def test_exported_models_say_what_a_trained_policy_says_for_their_users(trained,
     assert torch.equal(log_probs(policy, USERS[0]), expected[0])
 
 
+def test_a_user_of_film_above_the_trunk_is_exported_too(tmp_path):
+    policy = tiny_policy(tmp_path / "base", film_site="attention", film_layers="above_trunk", context_layer=1)
+    export_model(policy, USERS[0], tmp_path / "ada")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "ada")
+    assert_same(log_probs(plain), log_probs(policy, USERS[0]))
+    assert (log_probs(plain) - log_probs(policy)).abs().max() > 1e-2
+
+
 def test_exported_adapters_say_what_a_trained_policy_says_for_their_users(trained, tmp_path):
     policy, names = trained["lora"].model, ["ada", "bob", "cleo"]
     export_adapter(policy, dict(zip(names, USERS, strict=True)), tmp_path)

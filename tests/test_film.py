@@ -12,7 +12,12 @@ from np_trl.trainer.policy import POLICIES
 from .testing_utils import BASES, CONTEXT_CONFIG, tiny_base, tiny_policy, toy_context
 
 
-FILM_SITES = ("block", "attention")  # the third, latent-gated LoRA, has tests of its own
+# fields of policies; latent-gated LoRA has tests of its own
+FIELDS = {
+    "block": {"film_site": "block", "film_layers": "all"},
+    "attention": {"film_site": "attention", "film_layers": "all"},
+    "block above trunk": {"film_site": "block", "film_layers": "above_trunk"},
+}
 LATENT_SIZE = CONTEXT_CONFIG["latent_size"]
 
 
@@ -33,16 +38,16 @@ def users(rows: int) -> torch.Tensor:
     return torch.randn(rows, LATENT_SIZE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("film_site", FILM_SITES)
-def test_without_latents_it_is_the_base_model_to_the_bit(architecture, tmp_path, film_site):
-    model = tiny_policy(tmp_path, architecture, film_site=film_site)
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_without_latents_it_is_the_base_model_to_the_bit(architecture, tmp_path, fields):
+    model = tiny_policy(tmp_path, architecture, **fields)
     base = BASES[architecture].from_pretrained(tmp_path).eval()
     assert torch.equal(model(tokens(3)).logits, base(tokens(3)).logits)
 
 
-@pytest.mark.parametrize("film_site", FILM_SITES)
-def test_it_starts_as_the_identity_for_every_latent(architecture, tmp_path, film_site):
-    model = tiny_policy(tmp_path, architecture, film=False, film_site=film_site)
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_it_starts_as_the_identity_for_every_latent(architecture, tmp_path, fields):
+    model = tiny_policy(tmp_path, architecture, film=False, **fields)
     assert torch.equal(model(tokens(3), latents=users(3)).logits, model(tokens(3)).logits)
 
 
@@ -66,9 +71,21 @@ def test_attention_site_scales_and_shifts_before_the_residual(architecture, tmp_
     torch.testing.assert_close(modulated[0], scale * outputs[0] + shift)
 
 
-@pytest.mark.parametrize("film_site", FILM_SITES)
-def test_rows_of_different_users_do_not_mix(architecture, tmp_path, film_site):
-    model, latents = tiny_policy(tmp_path, architecture, film_site=film_site), users(3)
+def test_film_above_the_trunk_leaves_the_trunk_to_the_base(architecture, tmp_path):
+    """Of three layers the trunk has two: their outputs are bit-identical for all, and FiLM has a third of the outputs."""
+    fields = {"film_layers": "above_trunk", "context_layer": 2}
+    for site in ("block", "attention"):
+        model = tiny_policy(tmp_path / site, architecture, film_site=site, **fields)
+        assert model.model.film.sizes == (1, 2, 32) and len(model.model.film.weight) == 2 * 32
+        plain = model(tokens(2), output_hidden_states=True).hidden_states
+        steered = model(tokens(2), latents=users(2), output_hidden_states=True).hidden_states
+        assert all(torch.equal(one, other) for one, other in zip(plain[:3], steered[:3], strict=True))
+        assert (plain[3] - steered[3]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_rows_of_different_users_do_not_mix(architecture, tmp_path, fields):
+    model, latents = tiny_policy(tmp_path, architecture, **fields), users(3)
     logits = model(tokens(3), latents=latents).logits
     for row in range(3):
         alone = model(tokens(3)[row : row + 1], latents=latents[row : row + 1]).logits
@@ -93,9 +110,9 @@ def test_contexts_and_latents_give_the_same_logits(architecture, tmp_path):
         {"do_sample": False, "cache_implementation": "static"},
     ],
 )
-@pytest.mark.parametrize("film_site", FILM_SITES)
-def test_generate_with_a_cache_equals_without(architecture, tmp_path, film_site, kwargs):
-    model, latents = tiny_policy(tmp_path, architecture, film_site=film_site), users(3)
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_generate_with_a_cache_equals_without(architecture, tmp_path, fields, kwargs):
+    model, latents = tiny_policy(tmp_path, architecture, **fields), users(3)
     kwargs = {"latents": latents, "max_new_tokens": 6, "eos_token_id": None, **kwargs}
     cached = model.generate(tokens(3), **kwargs)
     kwargs.pop("cache_implementation", None)
@@ -126,9 +143,9 @@ def test_padding_changes_no_logit(architecture, tmp_path):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("film_site", FILM_SITES)
-def test_gradient_checkpointing_keeps_the_gradients(architecture, tmp_path, film_site, use_reentrant):
-    model = tiny_policy(tmp_path, architecture, film_site=film_site).train()
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_gradient_checkpointing_keeps_the_gradients(architecture, tmp_path, fields, use_reentrant):
+    model = tiny_policy(tmp_path, architecture, **fields).train()
     context, mask = torch.randn(2, 3, 2, 32), torch.ones(2, 3, dtype=torch.bool)
 
     def gradients():
@@ -146,13 +163,13 @@ def test_gradient_checkpointing_keeps_the_gradients(architecture, tmp_path, film
         torch.testing.assert_close(actual[name], expected[name], msg=name)
 
 
-@pytest.mark.parametrize("film_site", FILM_SITES)
-def test_save_and_load_keep_the_logits(architecture, tmp_path, film_site):
-    model = tiny_policy(tmp_path / "base", architecture, film_site=film_site)
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_save_and_load_keep_the_logits(architecture, tmp_path, fields):
+    model = tiny_policy(tmp_path / "base", architecture, **fields)
     model.model.context_encoder.standardizer.fit([torch.randn(20, 32) + 1])
     model.save_pretrained(tmp_path / "policy")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
-    assert isinstance(loaded, POLICIES[architecture]) and loaded.config.film_site == film_site
+    assert isinstance(loaded, POLICIES[architecture]) and fields.items() <= vars(loaded.config).items()
     assert torch.equal(loaded(tokens(2), latents=users(2)).logits, model(tokens(2), latents=users(2)).logits)
     context = torch.randn(2, 3, 2, 32), torch.ones(2, 3)
     assert torch.equal(loaded.infer_latents(*context), model.infer_latents(*context))
@@ -246,7 +263,9 @@ def test_unknown_arguments_of_generate_are_refused(architecture, tmp_path):
         tiny_policy(tmp_path, architecture).generate(tokens(1), latent_of_user=users(1))
 
 
-@pytest.mark.parametrize("kwargs", [{"film_site": "mlp"}, {"option_pooling": "max"}, {"context_layer": 18}])
+@pytest.mark.parametrize(
+    "kwargs", [{"film_site": "mlp"}, {"film_layers": "top"}, {"option_pooling": "max"}, {"context_layer": 18}]
+)
 def test_bad_film_configs_are_named(architecture, kwargs):
     (name, value), *_ = kwargs.items()
     with pytest.raises(Exception, match=f"`{name}={value!r}`"):
@@ -343,11 +362,11 @@ def test_users_are_a_list_one_a_row(tmp_path, users):
 def test_users_are_given_once_and_whole(tmp_path):
     model, (context, mask) = tiny_policy(tmp_path), toy_context(users=2, pairs=3, embed_size=32)
     embeds, known = {"context_embeds": context}, {"context_mask": mask}
-    film = model.model.infer_film(users(2))
+    film = model.model.infer_modulation(users(2))
     for wrong, match in (
         ({"latents": users(2), **embeds, **known}, "'latents', 'context_embeds'.* says for whom to run"),
         ({"latents": users(2), "users": [users(1), users(1)]}, "'users', 'latents'.* says for whom to run"),
-        ({"film": film, "latents": users(2)}, "'latents', 'film'.* says for whom to run"),
+        ({"modulation": film, "latents": users(2)}, "'latents', 'modulation'.* says for whom to run"),
         (embeds, "Pass both `context_embeds` and `context_mask`"),
         (known, "Pass both `context_embeds` and `context_mask`"),
         ({"context_index": torch.arange(2)}, "no users are given beside it"),

@@ -15,8 +15,9 @@ from np_trl.models.checkpoint_format import FORMAT_VERSION
 from np_trl.models.configuration_film import LATER_FIELDS
 from np_trl.trainer import film_adapter
 from np_trl.trainer.adapter_file import LATER_RECORDS
-from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights
+from np_trl.trainer.film_adapter import FiLMPeftModel
 from np_trl.trainer.policy import POLICIES
+from np_trl.weight_identity import hash_base_weights
 
 from .testing_utils import (
     BASES,
@@ -297,6 +298,17 @@ def stop_at(monkeypatch, call: int) -> None:
         shutil.move(*args)
 
     monkeypatch.setattr(film_adapter.os, "replace", replace)
+
+
+def test_film_above_the_trunk_comes_back_with_its_adapter(tmp_path):
+    film_kwargs = {"film_layers": "above_trunk", "context_layer": 1, "context_config": CONTEXT_CONFIG}
+    trainer = train(tiny_base(tmp_path / "base"), tmp_path / "out", lora(), film_kwargs=film_kwargs)
+    trainer.save_model()
+    policy = load_policy(tmp_path / "out").eval()
+    assert policy.config.film_layers == "above_trunk" and policy.get_base_model().model.film.weight is not None
+    logits = trainer.model.eval()(TOKENS, **USERS).logits
+    assert torch.equal(policy(TOKENS, **USERS).logits, logits)
+    assert not torch.equal(logits, policy(TOKENS).logits)
 
 
 @pytest.mark.parametrize("is_new", [True, False])

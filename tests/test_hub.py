@@ -136,13 +136,15 @@ with torch.no_grad():
     written = model.generate(**inputs, latents=latents, max_new_tokens=24, do_sample=False)
 assert torch.equal(written, expected["written"])
 print("seconds", time.perf_counter() - start, time.process_time())
-assert AutoConfig.from_pretrained(name, trust_remote_code=True).model_type == "film_gemma"
+config = AutoConfig.from_pretrained(name, trust_remote_code=True)
+assert config.model_type == "film_gemma" and config.reference_name_or_path == "ada/style_gemma"
+assert len(config.reference_revision) == 40
 assert type(AutoModel.from_pretrained(name, trust_remote_code=True)).__name__ == "FiLMGemmaModel"
 for name in ("ada/np_btl", "ada/np_btl_direct"):
     reward = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
     rewards = reward.score(expected["options"], reward.infer_user(expected["pairs"]))
     torch.testing.assert_close(rewards, expected["rewards"], **close)
-model.push_to_hub("ada/shared_again")  # the code goes on with it
+model.push_to_hub("ada/shared_again")  # with its code
 again = AutoModelForCausalLM.from_pretrained("ada/shared_again", trust_remote_code=True).eval()
 with torch.no_grad():
     assert torch.equal(again(**inputs, latents=latents).logits, logits)

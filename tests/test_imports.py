@@ -5,9 +5,13 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
+from dataclasses import is_dataclass
+from importlib import import_module
 from importlib.resources import files
 
 import pytest
+
+from np_trl.scripts.cli import COMMANDS
 
 from .testing_utils import ROOT
 
@@ -18,8 +22,8 @@ ALLOWED = {
     "data": {"data", "files"},
     "populations": {"populations", "data"},
     "metrics": {"metrics", "files"},
-    "trainer": {"trainer", "models", "data", "metrics", "files"},
-    "users": {"users", "models", "data", "files"},
+    "trainer": {"trainer", "models", "data", "metrics", "files", "weight_identity"},
+    "users": {"users", "models", "data", "files", "weight_identity"},
     "evaluation": {"evaluation", "trainer", "users", "models", "data", "populations", "metrics", "files"},
     "scripts": {"scripts", "evaluation", "trainer", "users", "models", "data", "populations", "metrics", "files"},
 }
@@ -65,7 +69,8 @@ def test_the_words_of_pairs_and_the_files_import_the_standard_library_alone():
 
 SHELF = sorted((PACKAGE / "models").glob("*.py"))
 HARMLESS = {
-    "collections.abc", "contextlib", "dataclasses", "functools", "hashlib", "json", "pathlib", "tempfile", "threading"
+    "collections.abc", "contextlib", "dataclasses", "functools", "hashlib", "itertools", "json", "pathlib", "re", "tempfile", "threading",
+    "typing",
 }  # fmt: skip
 FORBIDDEN_NAMES = {
     "exec", "eval", "compile", "__import__", "import_module", "open", "globals", "setattr",
@@ -137,32 +142,12 @@ def test_every_public_name_exists():
         np_trl.__getattr__("NPPPOTrainer")
 
 
-def test_public_names_are_few_and_each_is_in_the_documentation():
+def test_the_public_names_are_few_and_documented():
     import np_trl
 
     names = set(np_trl.__all__) - {"__version__"}
-    assert len(names) == 23
-    table = (ROOT / "docs" / "api.md").read_text().partition("|---|---|")[2]
-    first_column = "".join(re.findall(r"^\| (.*?) \|", table, re.M))
-    assert set(re.findall(r"`(\w+)`", first_column)) == names
-
-
-def test_what_the_readme_imports_from_the_root_is_public():
-    import np_trl
-
-    readme = (ROOT / "README.md").read_text()
-    shown = ", ".join(re.findall(r"^from np_trl import (.*)$", readme, re.M)).split(", ")
-    shown += re.findall(r"\bnp_trl\.(\w+)`", readme)
-    assert {"NPDPOTrainer", "load_policy", "simulate_users"} <= set(shown) <= set(np_trl.__all__)
-
-
-def test_every_decoder_follows_from_its_line():
-    from np_trl import models
-
-    for policy in models.POLICIES.values():
-        for model_class in (policy, policy.config_class, policy.model_class):
-            assert getattr(models, model_class.__name__) is model_class and model_class.__name__ in models.__all__
-    assert len(models.__all__) == len(set(models.__all__)) == 6 + 3 * len(models.POLICIES)
+    table = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert names == {name for cell in table for name in re.findall(r"`(\w+)`", cell)} and len(names) <= 24
 
 
 def test_every_package_is_installed():
@@ -177,3 +162,46 @@ def test_every_package_is_installed():
         *(f"np_trl.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")),
     }
     assert files("np_trl.model_cards").joinpath("model_card.md.jinja").is_file()
+
+
+def test_files_and_functions_are_short():
+    """A stranger reads a file in minutes and a function on a screen."""
+    for path in PACKAGE.rglob("*.py"):
+        code = path.read_text()
+        assert code.count("\n") <= 330, f"{path} has {code.count(chr(10))} lines"
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                length = node.end_lineno - first.lineno + 1 + (node.body[0].lineno - node.lineno)
+                assert length <= 50, f"{path}: `{node.name}` has {length} lines without its docstring"
+
+
+EXAMPLES = ROOT / "examples"
+FOLDERS = sorted({EXAMPLES, *(path.parent for path in EXAMPLES.glob("*/*.py"))})
+
+
+def modules(folder) -> set[str]:
+    return {path.stem for path in folder.glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("folder", [ROOT / "tests", *FOLDERS], ids=lambda folder: folder.name)
+def test_the_modules_of_a_folder_of_examples_are_its_own(folder):
+    others = {"examples"}.union(*map(modules, FOLDERS)) - (modules(folder) if folder in FOLDERS else set())
+    paths = folder.rglob("*.py") if folder.name == "tests" else folder.glob("*.py")
+    for path in paths:
+        named = {module.split(".")[0] for level, module in imports(path) if level == 0}
+        assert not named & others, f"{path} imports {named & others}"
+
+
+THIN = {"dpo": "np_dpo", "reward": "np_reward", "evaluate": "evaluate_model", "embed": "embed_preferences"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_a_module_and_a_thin_script(command):
+    module = import_module(f"np_trl.scripts.{command}")
+    assert is_dataclass(module.ScriptArguments) and callable(module.main) and callable(module.run)
+    docstring, imported, names, guard = ast.parse((EXAMPLES / f"{THIN.get(command, command)}.py").read_text()).body
+    assert ast.unparse(imported) == f"from np_trl.scripts.{command} import ScriptArguments, main, run"
+    assert ast.unparse(names) == "__all__ = ['ScriptArguments', 'main', 'run']"
+    assert ast.unparse(guard) == "if __name__ == '__main__':\n    run()"
+    assert "python examples/" in docstring.value.value or "accelerate launch examples/" in docstring.value.value

@@ -9,7 +9,6 @@ from datasets import Dataset, DatasetDict
 from np_trl.data.embeddings import text_id
 from np_trl.data.loading import (
     SPLITS,
-    PreferenceArguments,
     hash_split,
     load_preferences,
     save_splits,
@@ -17,6 +16,7 @@ from np_trl.data.loading import (
     with_roles,
 )
 from np_trl.data.validation import check_embeddings, check_preferences
+from np_trl.scripts.preference_arguments import PreferenceArguments
 
 
 ROWS = [

@@ -12,7 +12,16 @@ from np_trl import NPDPOTrainer, load_policy
 from np_trl.trainer.film_adapter import FiLMPeftModel
 from np_trl.trainer.policy import NP_MODULES, create_policy
 
-from .testing_utils import BASES, CONTEXT_CONFIG, dpo_config, losses, style_rows, tiny_base, tiny_tokenizer
+from .testing_utils import (
+    BASES,
+    CONTEXT_CONFIG,
+    dpo_config,
+    losses,
+    style_rows,
+    tiny_base,
+    tiny_policy,
+    tiny_tokenizer,
+)
 
 
 FILM_KWARGS = {"film_site": "lora", "context_config": CONTEXT_CONFIG}
@@ -62,7 +71,7 @@ def test_threads_run_for_users_of_their_own(tmp_path):
 
 def test_every_direction_is_scaled_by_a_gate_of_its_own(architecture, tmp_path):
     model = gated_policy(tmp_path, architecture, rank_pattern={"o_proj": 2}, use_rslora=True)
-    gates = model.model.model.infer_film(LATENTS)
+    gates = model.model.model.infer_modulation(LATENTS)
     assert gates.shape == (3, model.config.num_gates) == (3, 2 * (4 + 4 + 2))
     seen = {}
     for index, layer in enumerate(model.model.model.layers[1:]):
@@ -247,3 +256,8 @@ def test_it_is_not_merged(tmp_path):
             merge()
     assert not (tmp_path / "merged").exists()
     trainer.save_model(tmp_path / "adapter")  # which is still there
+
+
+def test_gates_are_where_lora_is_and_film_layers_does_not_choose(tmp_path):
+    with pytest.raises(ValueError, match="Choose its layers by `layers_to_transform`"):
+        tiny_policy(tmp_path, film_site="lora", num_gates=4, film_layers="above_trunk")

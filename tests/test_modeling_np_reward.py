@@ -333,7 +333,7 @@ torch.testing.assert_close(rewards, expected["rewards"])
 
 
 def test_dropout_of_embeddings_leaves_the_vectors_of_options():
-    """Without embeddings, known options are still told apart, and by nothing else."""
+    """Without embeddings, known options still differ, and by their numbers alone."""
     torch.manual_seed(0)
     model = tiny_reward_model(option_ids=["a", "b"], option_dropout=0.0, embed_dropout=1.0)
     move_away_from_zero(model)

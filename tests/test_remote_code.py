@@ -54,6 +54,7 @@ assert AutoConfig.from_pretrained("policy", trust_remote_code=True).model_type =
 assert type(AutoModel.from_pretrained("policy", trust_remote_code=True)).__name__ == expected["backbone"]
 latents = model.infer_user(expected["pairs"], tokenizer)
 torch.testing.assert_close(latents, expected["latents"])
+assert torch.equal(model.infer_user(expected["pairs"]), latents)  # by the tokenizer beside it
 inputs = tokenizer("How do I fix the lamp?", return_tensors="pt")
 outputs = model.generate(**inputs, latents=latents, do_sample=False, max_new_tokens=8)
 assert torch.equal(outputs, expected["outputs"])

@@ -9,8 +9,7 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from np_trl.models.film import FiLM
-from np_trl.models.lora_gate import LoRAGate
+from np_trl.models.modulation import FiLM, LoRAGate
 
 from .testing_utils import ROOT, STYLE_GEMMA
 
@@ -187,6 +186,7 @@ TABLES = {
 ELSEWHERE = {
     README: [
         "a ratio within one run | measured | goal",  # tests/test_readme.py
+        "command | script | what it does",  # tests/test_cli.py
         "recipe in `examples/configs` | trained parameters | GPU memory | training | embedding and reference",  # derived
     ],
     RESULTS: ["what | command | time | picture"],

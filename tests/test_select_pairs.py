@@ -1,5 +1,9 @@
 """The next question: what telling answers are, and that two of them find a user for whom random ones need ten."""
 
+import logging
+from itertools import product
+from math import log
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +11,9 @@ from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardTrainer, QuestionPool, UserProfile, sample_latents, select_pairs
 from np_trl.populations.correlated import correlated_population
+from np_trl.users import Question
 from np_trl.users.choices import reverse
-from np_trl.users.selection import most_telling
+from np_trl.users.selection import NO_GAIN, most_telling
 
 from .test_profile import MORE, build, build_policy, profile
 from .test_text_context import PAIRS
@@ -56,15 +61,24 @@ def pairs_of(num_users: int, pairs_per_user: int, correlation: float, seed: int)
     return [pairs[start : start + pairs_per_user] for start in range(0, len(pairs), pairs_per_user)]
 
 
+def numbers_of(selected: list[tuple[int, float]]) -> list[int]:
+    return [number for number, _ in selected]
+
+
+def asked_by(*args, **kwargs) -> list[int]:
+    """The numbers of the questions that are selected."""
+    return [question.number for question in select_pairs(*args, **kwargs)]
+
+
 def test_a_question_tells_much_if_users_would_surely_answer_differently():
     agreed, noise, split = torch.full((8,), 0.99), torch.full((8,), 0.5), torch.tensor([0.9, 0.1] * 4)
-    assert most_telling(torch.stack([agreed, noise, split], dim=1), 3) == [2, 0, 1]
+    assert numbers_of(most_telling(torch.stack([agreed, noise, split], dim=1), 3)) == [2, 0, 1]
 
 
 def test_a_batch_does_not_ask_the_same_thing_twice():
     first, second = torch.tensor([0.95, 0.95, 0.05, 0.05]), torch.tensor([0.9, 0.1, 0.9, 0.1])
     probs = torch.stack([first, first, 1 - first, second], dim=1)
-    assert most_telling(probs, 2) == [0, 3]
+    assert numbers_of(most_telling(probs, 2)) == [0, 3]
 
 
 def test_batches_with_more_joint_answers_than_are_enumerated_are_as_good():
@@ -72,8 +86,69 @@ def test_batches_with_more_joint_answers_than_are_enumerated_are_as_good():
     bits = torch.randint(0, 2, (64, 6), generator=generator)
     independent = 0.05 + 0.9 * bits  # six questions that tell most, and six that repeat the first
     probs = torch.cat([independent, independent[:, :1].expand(-1, 6) * 0.98], dim=1).double()
-    selected = most_telling(probs, 12, generator)
+    selected = numbers_of(most_telling(probs, 12, generator))
     assert sorted(selected[:6]) == list(range(6)) and sorted(selected) == list(range(12))
+
+
+def entropy(probs: torch.Tensor) -> torch.Tensor:
+    return torch.special.entr(probs).sum(dim=-1)
+
+
+def mutual_information(probs: torch.Tensor, numbers: list[int]) -> float:
+    """That of the joint answers to questions with the user, by enumeration; `probs` are `(S, P)`."""
+    chosen = probs[:, numbers]  # (S, n)
+    joint = [
+        torch.where(torch.tensor(outcome), chosen, 1 - chosen).prod(dim=1)
+        for outcome in product([True, False], repeat=len(numbers))
+    ]
+    joint = torch.stack(joint, dim=1)  # (S, 2^n)
+    return float(entropy(joint.mean(dim=0)) - entropy(joint).mean())
+
+
+def test_gains_are_the_mutual_information_and_add_up_to_that_of_all_answers():
+    probs = torch.rand(32, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    selected = most_telling(probs, 6)
+    numbers, gains = numbers_of(selected), [gain for _, gain in selected]
+    assert gains[0] == pytest.approx(max(mutual_information(probs, [number]) for number in range(8)), abs=1e-12)
+    for count in range(1, 7):
+        assert sum(gains[:count]) == pytest.approx(mutual_information(probs, numbers[:count]), abs=1e-12)
+    sure = torch.tensor([1.0, 0.0] * 4, dtype=torch.float64)
+    (first, second) = most_telling(torch.stack([sure, sure], dim=1), 2)
+    assert first[1] == pytest.approx(log(2)) and second[1] == pytest.approx(0, abs=1e-12)  # the same question again
+
+
+def test_no_gain_is_negative_also_where_joint_answers_are_drawn():
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.rand(16, 20, generator=generator, dtype=torch.float64)
+    gains = [gain for _, gain in most_telling(probs, 20, generator)]
+    assert min(gains) > -1e-12
+    assert gains[:10] == sorted(gains[:10], reverse=True)  # of joint answers that are enumerated: submodular
+    assert sum(gains) <= log(16) + 0.05  # in all no more than which of 16 users it is
+
+
+def test_users_who_agree_but_for_rounding_leave_nothing_to_gain(tmp_path):
+    policy, tokenizer = build("policy", tmp_path)
+    user, questions = profile(policy, tokenizer, *PAIRS), [*PAIRS, *MORE]
+    logits = QuestionPool(questions, policy, tokenizer).cross_logits(user.latents.expand(64, -1), torch.arange(4))
+    noisy = logits + 1e-5 * torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    for values in (logits, noisy):
+        gains = [gain for _, gain in most_telling(values.double().sigmoid(), 4)]
+        assert -1e-12 < min(gains) and max(gains) < 1e-10 < NO_GAIN
+
+
+def test_it_is_said_once_when_nothing_is_left_to_gain(two_kinds, monkeypatch, caplog):
+    (asked,) = pairs_of(1, 6, 0.7, seed=11)
+    (question,) = select_pairs(asked, UserProfile(two_kinds))
+    assert question.gain > 0.1 and not caplog.records
+    known = UserProfile(two_kinds).latents
+    monkeypatch.setattr(two_kinds, "infer_latents", lambda context_embeds, **_: known.expand(len(context_embeds), -1))
+    questions = select_pairs(asked, UserProfile(two_kinds), n=3)
+    assert all(abs(question.gain) < NO_GAIN for question in questions)
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    numbers = [question.number for question in questions]
+    assert (
+        f"Nothing is left to gain from 3 of 3 questions selected, those with the numbers {numbers}" in record.message
+    )
 
 
 def test_two_chosen_answers_find_a_user_for_whom_random_ones_need_ten(two_kinds):
@@ -84,7 +159,7 @@ def test_two_chosen_answers_find_a_user_for_whom_random_ones_need_ten(two_kinds)
         for way in wrong:
             user = UserProfile(two_kinds)
             for answer in range(2):
-                (question,) = select_pairs(questions, user, seed=number) if way == "chosen" else [answer]
+                (question,) = asked_by(questions, user, seed=number) if way == "chosen" else [answer]
                 user.add(asked[question])
             wrong[way].append(float(targets.cross_logits(user.latents, torch.arange(20)).sum() <= 0))
     assert np.mean(wrong["chosen"]) < 0.03
@@ -95,7 +170,7 @@ def test_the_answers_of_a_batch_find_a_user(two_kinds):
     wrong = []
     for asked, targets in zip(pairs_of(30, 40, 0.7, seed=3), pairs_of(30, 20, -1.0, seed=4), strict=True):
         user = UserProfile(two_kinds)
-        user.add(*[asked[question] for question in select_pairs(asked, user, n=3)])
+        user.add(*[question.pair for question in select_pairs(asked, user, n=3)])
         assert len(user) == 3
         wrong.append(float(QuestionPool(targets, two_kinds).cross_logits(user.latents, torch.arange(20)).sum() <= 0))
     assert np.mean(wrong) < 0.04
@@ -106,23 +181,24 @@ def test_which_option_is_called_chosen_gives_nothing_away(two_kinds):
         swapped = [reverse(pair) if number % 2 else pair for number, pair in enumerate(asked)]
         user = profile(two_kinds, None, asked[0])
         torch.testing.assert_close(sample_latents(user, 16, swapped), sample_latents(user, 16, asked))
-        assert select_pairs(swapped, user, n=3) == select_pairs(asked, user, n=3)
+        assert asked_by(swapped, user, n=3) == asked_by(asked, user, n=3)
     pool = QuestionPool([asked[1], reverse(asked[1])], two_kinds)
     first, second = pool.cross_logits(user.latents, torch.arange(2))[0]
     torch.testing.assert_close(first, -second)
 
 
-def test_a_selected_number_is_that_of_a_pair_of_the_pool(two_kinds):
+def test_a_selected_question_is_a_pair_of_the_pool(two_kinds):
     pairs = pairs_of(1, 4, correlation=0.0, seed=1)[0]
     pool = QuestionPool(pairs, two_kinds)
-    (number,) = select_pairs(pool, UserProfile(two_kinds))
-    assert pool[number] is pairs[number] and len(list(pool)) == len(pool) == 4
+    (question,) = select_pairs(pool, UserProfile(two_kinds))
+    assert question.pair is pool[question.number] is pairs[question.number] and len(list(pool)) == len(pool) == 4
+    assert {question: question.gain} == {Question(question.number, {}, question.gain): question.gain}
 
 
 def test_no_question_is_asked_twice(two_kinds):
     (asked,) = pairs_of(1, 4, 0.7, seed=6)
     user = profile(two_kinds, None, asked[2], reverse(asked[0]))
-    assert sorted(select_pairs(asked, user, n=2)) == [1, 3]
+    assert sorted(asked_by(asked, user, n=2)) == [1, 3]
     for n in (0, 3):
         with pytest.raises(ValueError, match=f"`n={n}`, but 2 of the 4 pairs of the pool are open"):
             select_pairs(asked, user, n)
@@ -151,7 +227,7 @@ def test_answers_narrow_down_what_is_open(two_kinds):
     pool, user = QuestionPool(asked, two_kinds), UserProfile(two_kinds)
     before = user.uncertainty(pool)
     assert before.shape == (1, 24)
-    user.add(*[asked[question] for question in select_pairs(pool, user, n=5)])
+    user.add(*[question.pair for question in select_pairs(pool, user, n=5)])
     assert user.uncertainty(pool).mean() < 0.8 * before.mean()
     drawn = sample_latents(user, 16, pool, seed=1)
     assert drawn.shape == (16, 24) and drawn.equal(sample_latents(user, 16, asked, seed=1))
@@ -216,7 +292,7 @@ def test_questions_may_be_texts(tmp_path, kind):
     model, tokenizer = build(kind, tmp_path / "model")
     user = profile(model, tokenizer, PAIRS[0])
     questions = [*PAIRS, *MORE]
-    selected = select_pairs(questions, user, n=2, num_samples=8)
+    selected = asked_by(questions, user, n=2, num_samples=8)
     assert len(set(selected)) == 2 and 0 not in selected
     assert user.uncertainty(questions, num_samples=8).isfinite().all()
     imagined = QuestionPool(questions, model, tokenizer).answers(torch.tensor([1]), torch.tensor([True]))
@@ -240,11 +316,14 @@ def test_options_known_by_a_number_are_known_beside_their_embeddings():
 def test_what_is_imagined_of_a_user_without_choices_knows_options_by_a_number():
     model = tiny_reward_model(option_ids=["a", "b"]).eval()
     torch.nn.init.normal_(model.option_vectors.weight, std=3)
-    embeds = {"chosen_embeds": torch.zeros(6), "rejected_embeds": torch.zeros(6)}  # told apart by the number alone
+    embeds = {
+        "chosen_embeds": torch.zeros(6),
+        "rejected_embeds": torch.zeros(6),
+    }  # which differ by their numbers alone
     pool = [{**embeds, "chosen_option_id": "a", "rejected_option_id": "b"}, {**embeds, "chosen_option_id": "b"}]
     assert UserProfile(model).uncertainty(pool).max() > 0.1
     user = profile(model, None, pool[0])
-    assert pool[1] not in user and select_pairs(pool, user) == [1]
+    assert pool[1] not in user and asked_by(pool, user) == [1]
 
 
 @pytest.mark.parametrize("numbers", [{"num_samples": 1}, {"num_imagined": 0}])

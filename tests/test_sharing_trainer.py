@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_a_save_that_is_stopped_leaves_no_weights_of_two_models(tmp_path, monkey
     models = [AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path / "base")) for _ in range(2)]
     torch.nn.init.normal_(models[1].model.embed_tokens.weight)
     expected = [model.model.embed_tokens.weight.clone() for model in models]
-    folder, replace, found = tmp_path / "out", os.replace, set()
+    folder, replace, found = tmp_path / "out", Path.replace, set()
     for moves in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         models[0].save_pretrained(folder)
@@ -176,7 +177,7 @@ def test_a_save_that_is_stopped_leaves_no_weights_of_two_models(tmp_path, monkey
                 raise KeyboardInterrupt
             replace(*args)
 
-        monkeypatch.setattr("np_trl.trainer.sharing_trainer.os.replace", move_or_stop)
+        monkeypatch.setattr(Path, "replace", move_or_stop)
         with suppress(KeyboardInterrupt), whole_model(folder, "gemma") as part:
             models[1].save_pretrained(part, max_shard_size="20KB")
         monkeypatch.undo()

@@ -14,7 +14,7 @@ from np_trl import NPRewardModel
 from np_trl.data import embeddings
 from np_trl.data.embeddings import EMBEDDING_KINDS, join_embeddings, text_id
 from np_trl.models import texts
-from np_trl.models.layers import pool_tokens
+from np_trl.models.pooling import pool_tokens
 from np_trl.models.text_embedder import TextEmbedder
 from np_trl.models.texts import KINDS
 from np_trl.scripts.reward_model_arguments import RewardModelArguments

@@ -1,4 +1,4 @@
-"""Bad data: each error names the value, the limit and the mend."""
+"""Bad data: each error names the value, the limit and the fix."""
 
 import logging
 
@@ -9,13 +9,12 @@ from datasets import Dataset, Features, List, Value
 
 from np_trl.data import PreferenceRows
 from np_trl.data.embedding_columns import EMBED_COLUMNS
+from np_trl.data.ties import drop_ties, leave_out_embedding_ties
 from np_trl.data.validation import (
     check_embeddings,
     check_option_embeddings,
     check_preferences,
     drop_foreign_columns,
-    drop_ties,
-    leave_out_embedding_ties,
     read_embeddings,
     select_users,
 )

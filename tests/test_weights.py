@@ -251,7 +251,7 @@ def test_a_save_that_is_stopped_leaves_a_whole_model_or_none(tmp_path, monkeypat
 
     other = {"context_config": {**CONTEXT_CONFIG, "pooling": "mean"}} if new == "another model" else {}
     outcomes = []
-    for last in range(20):  # it stops at each of the moves in turn
+    for last in range(60):  # it stops at each of the moves in turn
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
         model(1.0).save_pretrained(tmp_path / "model", max_shard_size=size)
         moves = iter(range(last))

@@ -10,13 +10,13 @@ import torch
 from population import Population
 
 from np_trl.data.embeddings import plain_text
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.generations import SAMPLING
 from np_trl.users import UserProfile, sample_latents, select_pairs
 from np_trl.users.choices import reverse
-from np_trl.users.posterior import check_at_least
 
 
-NO_QUESTION = "There is no open question. Forget a choice or start anew."
+NO_QUESTION = "There is no open question. Forget a choice or start over."
 
 
 class Refusal(Exception):
@@ -125,8 +125,8 @@ class Interview:
             skipped = set(visit.skipped).intersection(unanswered)
             if len(skipped) == len(unanswered):
                 return visit._replace(question=None)
-            numbers = select_pairs(pool, user, 1 + len(skipped), self.args.num_samples, seed=self.args.seed)
-        return visit._replace(question=next(number for number in numbers if number not in skipped))
+            questions = select_pairs(pool, user, 1 + len(skipped), self.args.num_samples, seed=self.args.seed)
+        return visit._replace(question=next(q.number for q in questions if q.number not in skipped))
 
     def choose(self, visit: Visit, first: bool) -> Visit:
         """Answer the open question."""
@@ -212,7 +212,7 @@ class Interview:
         if len(prompt) > limit:
             raise Refusal(f"This prompt has {len(prompt):,} characters. Shorten it to {limit:,}.")
         if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t" for char in prompt):
-            raise Refusal("This prompt has characters that cannot be printed. Type it anew.")
+            raise Refusal("This prompt has characters that cannot be printed. Type it again.")
         return prompt
 
     def _read(self, prompt: str) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from np_trl.data.embeddings import plain_text
-from np_trl.models.pairs import SIDES
+from np_trl.models.texts import SIDES
 
 
 READERS = ("For you", "For your opposite", "For nobody")
@@ -137,8 +137,10 @@ class InterviewPage:
         self.question = gr.HTML(js_on_load=POLITE)
         self.first, self.second = (gr.Button(elem_classes="answer") for _ in range(2))
         with gr.Row():
-            names = ("Neither", "Forget last", "Start anew")
-            self.skip, self.forget, self.anew = (gr.Button(name, min_width=80, elem_classes="minor") for name in names)
+            names = ("Neither", "Forget last", "Start over")
+            self.skip, self.forget, self.restart = (
+                gr.Button(name, min_width=80, elem_classes="minor") for name in names
+            )
         self.question_refusal = gr.HTML(js_on_load=ALERT)
 
     def _lay_out_prompt(self) -> None:
@@ -155,7 +157,7 @@ class InterviewPage:
             return gr.HTML(container=True, padding=True)
 
     def _connect(self) -> None:
-        """Say what each button does: after every step of the visitor, all three readers are written for anew."""
+        """Say what each button does: after every step of the visitor, all three readers are written for again."""
         interview = self.interview
         steps = {
             self.blocks.load: (lambda _: interview.ask(Visit()), []),
@@ -163,7 +165,7 @@ class InterviewPage:
             self.second.click: (lambda visit, shown: self.choose(visit, shown, first=False), [self.second]),
             self.skip.click: (interview.skip, []),
             self.forget.click: (interview.forget, []),
-            self.anew.click: (lambda _: interview.ask(Visit()), []),
+            self.restart.click: (lambda _: interview.ask(Visit()), []),
         }
         writing = {
             "fn": refusing(self.write, self.prompt_refusal),
@@ -172,7 +174,7 @@ class InterviewPage:
             "show_progress": "minimal",
         }
         answers = [self.visit, self.question, self.first, self.second, self.standing]
-        buttons = [self.skip, self.forget, self.anew]
+        buttons = [self.skip, self.forget, self.restart]
         for event, (step, inputs) in steps.items():
             show = refusing(lambda *inputs, step=step: self.show(step(*inputs)), self.question_refusal)
             event(
@@ -204,7 +206,7 @@ class InterviewPage:
             self.second: gr.Button(answers[1], visible=is_open),
             self.skip: gr.Button(interactive=is_open),
             self.forget: gr.Button(interactive=bool(visit.choices)),
-            self.anew: gr.Button(interactive=bool(visit.choices or visit.skipped)),
+            self.restart: gr.Button(interactive=bool(visit.choices or visit.skipped)),
             self.standing: f'<h2>Where you stand</h2><img src="{place.image}" alt="{html.escape(place.description)}">'
             f"<p>{html.escape(place.summary)}</p>",
         }
@@ -221,7 +223,7 @@ class InterviewPage:
         """The heading of the open question, and its two answers."""
         done = len(visit.choices)
         if visit.question is None:
-            heading = f"<h2>No more questions</h2><p>You answered {done}. Forget a choice or start anew to be asked again.</p>"
+            heading = f"<h2>No more questions</h2><p>You answered {done}. Forget a choice or start over to be asked again.</p>"
             return heading, ["", ""]
         pair = self.interview.population.pool.pairs[visit.question]
         heading = (
@@ -232,7 +234,7 @@ class InterviewPage:
 
 
 def refusing(function: Callable[..., dict], notice: gr.HTML) -> Callable[..., dict]:
-    """Have a visitor be told why something is refused or has failed, and all else on the page stay as it is."""
+    """Show a visitor why something is refused or has failed, and leave the rest of the page unchanged."""
 
     def answer(*inputs) -> dict:
         try:

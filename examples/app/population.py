@@ -13,10 +13,10 @@ from matplotlib.patches import Ellipse
 from sklearn.decomposition import PCA
 
 from np_trl.data import PreferenceRows
-from np_trl.models.pairs import SIDES
+from np_trl.data.ranges import check_at_least
+from np_trl.models.texts import SIDES
 from np_trl.users import QuestionPool, UserProfile
 from np_trl.users.choices import reverse
-from np_trl.users.posterior import check_at_least
 
 
 YOU, OPPOSITE, NOBODY = "#c2410c", "#1d4ed8", "#4b5563"

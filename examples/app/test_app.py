@@ -296,7 +296,7 @@ class Page:
         return [element.text for element in self.find("[role=alert] .refusal")]
 
     def settle(self, timeout: float = 90) -> None:
-        """Wait until the three readers are written for and nothing has been going on for a while."""
+        """Wait until the three readers are written for and nothing has happened for a while."""
         quiet_since, end = None, time.monotonic() + timeout
         while time.monotonic() < end:
             if self.find(".pending, .generating") or len(self.find(".written")) < 3:
@@ -375,9 +375,9 @@ def test_forgetting_restores_what_was_shown_and_starting_anew_the_start(browser,
         page.press(page.find("button.answer")[answer])
     page.press(page.button("Forget last"))
     assert page.shown == shown[1]
-    page.press(page.button("Start anew"))
+    page.press(page.button("Start over"))
     assert page.shown == shown[0]
-    assert not page.button("Forget last").is_enabled() and not page.button("Start anew").is_enabled()
+    assert not page.button("Forget last").is_enabled() and not page.button("Start over").is_enabled()
 
 
 def test_the_keyboard_is_enough(browser, url):
@@ -443,7 +443,7 @@ def test_who_does_not_see_it_is_told(browser, url):
     [
         ("", "Type a prompt first."),
         ("x" * 100_000, "This prompt has 100,000 characters. Shorten it to 1,000."),
-        ("fix\x07the bike", "This prompt has characters that cannot be printed. Type it anew."),
+        ("fix\x07the bike", "This prompt has characters that cannot be printed. Type it again."),
     ],
 )
 def test_what_is_typed_wrongly_gets_a_message_and_no_trace(browser, url, prompt, message):

@@ -75,7 +75,7 @@ def time_inference(num_rounds: int) -> dict[str, float]:
     times = [
         (
             seconds(model.infer_latents, **users),
-            seconds(model.model.infer_film, **users),
+            seconds(model.model.infer_modulation, **users),
             seconds(model, token, use_cache=False),
         )
         for _ in range(num_rounds + 1)

@@ -25,14 +25,7 @@ from datasets import Dataset
 from report import report
 from transformers import AutoTokenizer
 
-from np_trl import (
-    NPDPOConfig,
-    NPDPOTrainer,
-    NPRewardConfig,
-    NPRewardModel,
-    NPRewardModelConfig,
-    NPRewardTrainer,
-)
+from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardModel, NPRewardModelConfig, NPRewardTrainer
 from np_trl.models import FiLMGemmaForCausalLM
 from np_trl.models.memory import posterior_weights
 

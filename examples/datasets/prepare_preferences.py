@@ -13,7 +13,7 @@ Simulated users who weigh the reward models of PersonalLLM (Zollo et al., 2024),
 python examples/prepare_preferences.py --source personal_llm --num_users 1000 --output_dir data/personal_llm
 ```
 
-The types of users of UltraFeedback-P (Poddar et al., 2024), split anew by prompt, from the files of its authors:
+The types of users of UltraFeedback-P (Poddar et al., 2024), split again by prompt, from the files of its authors:
 
 ```sh
 python examples/prepare_preferences.py \

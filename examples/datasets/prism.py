@@ -17,7 +17,7 @@ def prism_preferences(utterances: Dataset, opening_turns_only: bool = True) -> D
     """
     Turn PRISM's utterances, one row a model response, into preference pairs of its participants.
 
-    The responses of one interaction answer the same prompt, and the participant goes on with one of them: `if_chosen`. It
+    The responses of one interaction answer the same prompt, and the participant continues with one of them: `if_chosen`. It
     is preferred to each of the others, whatever the scores. Others make no pairs among each other. So the pairs of a turn share
     prompt and chosen response: where participants have turns enough, evaluate with `eval_disjoint_prompts`.
 

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from figures import COLORS, HERE, FigureArguments, error_bars, fit, parse, with_seed
-from transformers import AutoTokenizer
 
 from np_trl import (
     NPRewardConfig,
@@ -56,7 +55,7 @@ class ScriptArguments(FigureArguments, PreferenceArguments):
     num_users: int = field(default=200, metadata={"help": "Number of new users of each run."})
     num_open: int = field(default=50, metadata={"help": "Largest number of questions to choose from."})
     num_samples: int = field(default=64, metadata={"help": "Draws of a user's latent."})
-    num_imagined: int = field(default=4, metadata={"help": "Questions that each draw answers in thought."})
+    num_imagined: int = field(default=4, metadata={"help": "Questions whose answers each draw simulates."})
     policies: list[str] | None = field(
         default=None, metadata={"help": "Trained policies, one a seed, in place of reward models."}
     )
@@ -128,12 +127,12 @@ def ask(
         margins.append(targets.cross_logits(user.latents, torch.arange(len(targets)))[0].numpy())
         if number < script_args.num_questions:
             if way == "chosen":
-                (asked,) = select_pairs(
+                (question,) = select_pairs(
                     questions, user, num_samples=script_args.num_samples, num_imagined=script_args.num_imagined
                 )
+                user.add(question.pair)
             else:
-                asked = order[number]
-            user.add(questions.pairs[asked])
+                user.add(questions[order[number]])
     return np.stack(margins)
 
 
@@ -146,9 +145,9 @@ def run(
     """Train a model on one seed, or load a policy, and ask new users."""
     train_dataset, eval_dataset = script_args.draw(training_args.seed)
     if policy is None:
-        model, tokenizer = fit(training_args, model_args, train_dataset).model.cpu().eval(), None
+        model = fit(training_args, model_args, train_dataset).model.cpu().eval()
     else:
-        model, tokenizer = load_policy(policy).eval(), AutoTokenizer.from_pretrained(policy)
+        model = load_policy(policy).eval()
     rng = np.random.default_rng(training_args.seed)
     users = PreferenceRows(eval_dataset)
     correct = {way: [] for way in WAYS}  # of each user, after each number of answers
@@ -158,9 +157,9 @@ def run(
         questions, targets = split(rows, script_args.num_open, training_args.eval_disjoint_prompts, rng)
         if len(questions) <= script_args.num_questions or not targets:
             continue
-        questions, targets = QuestionPool(questions, model, tokenizer), QuestionPool(targets, model, tokenizer)
+        questions, targets = QuestionPool(questions, model), QuestionPool(targets, model)
         for way in WAYS:
-            margins = ask(UserProfile(model, tokenizer), questions, targets, way, script_args, rng)
+            margins = ask(UserProfile(model), questions, targets, way, script_args, rng)
             correct[way].append(((margins > 0) + (margins == 0) / 2).mean(axis=1))
             known[way].append((1 + np.sign(margins.sum(axis=1))) / 2)
         if len(correct["random"]) == script_args.num_users:

@@ -1,9 +1,10 @@
-"""What a training run reads: rows, users, tasks and the collator."""
+"""The data of a training run: rows, users, tasks and the collator."""
 
 from np_trl.data.contextual_collator import ContextualCollator, EmbeddingTargets, TokenTargets
 from np_trl.data.evaluation_protocol import EvaluationProtocol
+from np_trl.data.evaluation_tasks import EvaluationTasks
 from np_trl.data.preference_rows import PreferenceRows
-from np_trl.data.tasks import EvaluationTasks, TaskSampler, TaskSampling, TrainingTasks
+from np_trl.data.tasks import TaskSampler, TaskSampling, TrainingTasks
 
 
 __all__ = [

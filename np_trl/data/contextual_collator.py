@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from np_trl.data.embedding_columns import EMBED_COLUMNS, LARGEST_VALUE, describe_too_large
+from np_trl.data.evaluation_tasks import EvaluationTask
 from np_trl.data.preference_rows import ID_COLUMNS
-from np_trl.data.tasks import EvaluationTask, Task, TaskSampling
+from np_trl.data.tasks import Task, TaskSampling
 
 
-# what a batch holds of users, not of target pairs
+# tensors of a batch with a row for each user, not for each target pair
 _USER_KEYS = (
     "context_embeds", "context_mask", "context_option_ids", "target_embeds", "target_mask", "target_option_ids",
     "latent_noise",

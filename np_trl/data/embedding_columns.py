@@ -8,13 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from np_trl.models.texts import EMBED_COLUMNS, LARGEST_VALUE, describe_too_large
+
 
 logger = logging.getLogger(__name__)
 
-EMBED_COLUMNS = ("chosen_embeds", "rejected_embeds")
-
-# beyond it a sum or a difference of two values may be infinite in float32
-LARGEST_VALUE = 1e37
 # by how much two embeddings of one text may differ, as a share of their length: float16 and other batches differ by less
 _TOLERANCE = 0.02
 _NUM_DIRECTIONS = 8
@@ -158,14 +156,6 @@ def _check_values(matrix: np.ndarray, name: str, where: str, start: int) -> None
         )
     row = int(np.argmax(largest))
     raise ValueError(describe_too_large(f"`{name}` of row {start + row} of {where}", largest[row]))
-
-
-def describe_too_large(what: str, value: float) -> str:
-    """The message about an embedding with a value that float32 cannot compute with."""
-    return (
-        f"{what} holds a value of size {value:.3g}, but float32 computes with values up to {LARGEST_VALUE:.0e}. Scale the "
-        "embeddings down, or drop the pair."
-    )
 
 
 def _first(mask: pa.Array) -> int:

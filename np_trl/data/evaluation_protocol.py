@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from np_trl.data.evaluation_tasks import EvaluationTasks
 from np_trl.data.preference_rows import PreferenceRows
-from np_trl.data.tasks import EvaluationTasks
+from np_trl.data.ranges import check_at_least, is_whole
 
 
 # the fields of a protocol but its seed, which training arguments repeat with the prefix `eval_`
@@ -117,7 +118,7 @@ def check_protocol(
     """
     for name, number in (("num_targets", num_targets), ("num_draws", num_draws)):
         if number is not None or name == "num_targets":
-            check_at_least(f"{prefix}{name}", number, 1)
+            check_at_least(1, **{f"{prefix}{name}": number})
     if not isinstance(disjoint_prompts, bool):
         raise ValueError(f"`{prefix}disjoint_prompts={disjoint_prompts!r}` must be `True` or `False`.")
     if not isinstance(group_column, (str, type(None))):
@@ -134,23 +135,6 @@ def check_protocol(
         )
 
 
-def check_at_least(name: str, value: int, limit: int) -> None:
-    """
-    Check a whole number.
-
-    Raises:
-        `ValueError`: if it is none, or below the limit.
-    """
-    if not _is_whole(value):
-        raise ValueError(f"`{name}={value!r}` must be a whole number, such as {limit}.")
-    if value < limit:
-        raise ValueError(f"`{name}={value}` must be at least {limit}.")
-
-
 def _check_numbers(name: str, values: list[int]) -> None:
-    if not isinstance(values, (list, tuple)) or not all(_is_whole(value) and value >= 0 for value in values):
+    if not isinstance(values, (list, tuple)) or not all(is_whole(value) and value >= 0 for value in values):
         raise ValueError(f"`{name}={values!r}` must be a list of whole numbers, each 0 or more, such as [0, 1, 3].")
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

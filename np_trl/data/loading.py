@@ -210,7 +210,7 @@ def _load(name: str, split: str, config: str | None = None) -> Dataset:
 
 
 def _suffix(name: str) -> str | None:
-    """The suffix that says what a file holds, beneath that of its compression; none of another name."""
+    """The suffix of a file's format, beneath that of its compression; none of another name."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     if suffixes and suffixes[-1] in _COMPRESSIONS:
         suffixes.pop()

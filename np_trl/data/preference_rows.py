@@ -5,6 +5,7 @@ One row is one pair: TRL's preference type plus `user_id`, with `chosen_embeds` 
 inferred. Rows keep their order; users are an index over them.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -14,9 +15,7 @@ from datasets import Dataset
 from np_trl.data.embedding_columns import EMBED_COLUMNS, to_matrix
 from np_trl.data.pair_codes import column_codes, pair_codes
 from np_trl.data.user_index import UserIndex
-
-
-ID_COLUMNS = ("chosen_option_id", "rejected_option_id")
+from np_trl.models.texts import ID_COLUMNS
 
 
 class PreferenceRows:
@@ -160,6 +159,12 @@ class PreferenceRows:
         """Read the embeddings of rows: `(len(indices), 2, E)`, axis 2 = chosen, rejected."""
         table = self._embeds[indices]
         return torch.from_numpy(np.stack([to_matrix(table.column(name)) for name in EMBED_COLUMNS], axis=1))
+
+    def sample_embeds(self, max_rows: int = 50_000) -> Iterator[torch.Tensor]:
+        """Read the embeddings of rows spread over all, at most `max_rows`: `(N, E)` at a time."""
+        indices = range(0, len(self.dataset), -(-len(self.dataset) // max_rows))
+        for start in range(0, len(indices), 1024):
+            yield self.embeds(indices[start : start + 1024]).flatten(0, 1)
 
 
 def most_contexts(counts: np.ndarray) -> np.ndarray:

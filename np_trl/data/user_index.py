@@ -1,4 +1,4 @@
-"""Which rows are whose: the rows of a dataset by user, found once and kept beside the dataset."""
+"""The rows of a dataset by user, found once and kept beside the dataset."""
 
 import hashlib
 import json
@@ -90,7 +90,7 @@ class UserIndex:
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Remove what is left of an index, and nothing else."""
+        """Remove the files of a damaged index, and nothing else."""
         if folder.exists():
             logger.warning("The index of users %s is damaged and made again.", folder)
             for name in (*_FILES, _SEAL):

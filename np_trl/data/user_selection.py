@@ -1,4 +1,4 @@
-"""Which users of a dataset are used: what is refused, and what is left out."""
+"""Selection of the users of a dataset: checks, ties, and users with too few pairs."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,11 @@ from datasets import Dataset
 from np_trl.data.embedding_columns import EMBED_COLUMNS
 from np_trl.data.evaluation_protocol import EvaluationProtocol
 from np_trl.data.tasks import TaskSampling
+from np_trl.data.ties import drop_ties, leave_out_embedding_ties
 from np_trl.data.validation import (
     check_option_embeddings,
     check_preferences,
     drop_foreign_columns,
-    drop_ties,
-    leave_out_embedding_ties,
     read_embeddings,
     select_users,
 )

@@ -1,4 +1,4 @@
-"""Checks of preference data. Each error names the value, the limit and the mend, and comes before any training step."""
+"""Checks of preference data. Each error names the value, the limit and the fix, and comes before any training step."""
 
 import logging
 
@@ -10,13 +10,13 @@ from datasets import Dataset
 from np_trl.data.embedding_columns import EMBED_COLUMNS, check_one_embedding_each, read_matrix
 from np_trl.data.pair_codes import TEXT_COLUMNS, TOKEN_COLUMNS, option_text_codes
 from np_trl.data.preference_rows import PreferenceRows
-from np_trl.models.texts import SIDES, canonical, check_pair, describe_tie
+from np_trl.models.texts import SIDES, check_pair
 
 
 logger = logging.getLogger(__name__)
 
-# what trainers compute of a row: as columns of their own, they are of another run. And what TRL reads in other formats, and may
-# take for the format of these rows
+# columns that trainers compute: in a dataset they are another run's. And columns of TRL's other formats, which it may take for the
+# format of these rows
 FOREIGN_COLUMNS = (
     *TOKEN_COLUMNS, "ref_chosen_logps", "ref_rejected_logps", "completion", "messages", "conversations",
 )  # fmt: skip
@@ -133,30 +133,6 @@ def check_user_ids(dataset: Dataset, name: str) -> None:
             )
 
 
-def drop_ties(dataset: Dataset, name: str) -> Dataset:
-    """
-    Leave out pairs of identical options, with a logged count.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Preference pairs; without texts there is nothing to compare.
-        name (`str`):
-            What to call the dataset in the log.
-
-    Returns:
-        [`~datasets.Dataset`]: the other rows, in their order.
-
-    Raises:
-        `ValueError`: if none is left.
-    """
-    if not set(SIDES) <= set(dataset.column_names):
-        return dataset
-    columns = dataset.with_format(None).select_columns(list(SIDES))[:]
-    pairs = zip(columns["chosen"], columns["rejected"], strict=True)
-    ties = np.array([canonical(chosen) == canonical(rejected) for chosen, rejected in pairs], dtype=bool)
-    return _leave_out(dataset, ties, name)
-
-
 def check_embeddings(dataset: Dataset, name: str, embed_size: int | None = None) -> int:
     """
     Check the embedding columns of a dataset.
@@ -219,34 +195,6 @@ def check_embed_size(size: int, name: str, embed_size: int | None) -> None:
             f"The {name} dataset holds embeddings of size {size}, but the model takes `embed_size={embed_size}`. Embed "
             f"with the embedder of the model, or build the model with `embed_size={size}`."
         )
-
-
-def leave_out_embedding_ties(dataset: Dataset, ties: np.ndarray, name: str, drop: bool) -> Dataset:
-    """
-    Find the pairs whose options have the same embedding.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Preference pairs.
-        ties (`np.ndarray` of shape `(rows,)`):
-            Which of them are ties, from [`read_embeddings`].
-        name (`str`):
-            What to call the dataset in an error.
-        drop (`bool`):
-            Whether to drop these pairs, with a logged count, or to raise.
-
-    Returns:
-        [`~datasets.Dataset`]: the other rows, in their order.
-
-    Raises:
-        `ValueError`: if there is such a pair and `drop` is false, or if none is left.
-    """
-    if ties.any() and not drop:
-        row = int(np.argmax(ties))
-        shown = dataset.with_format(None)[row]
-        shown = shown.get("chosen", shown["chosen_embeds"])
-        raise ValueError(describe_tie(f"row {row} of the {name} dataset", "embedded alike", shown))
-    return _leave_out(dataset, ties, name)
 
 
 def check_option_embeddings(dataset: Dataset, name: str, has_texts: bool) -> None:
@@ -319,18 +267,6 @@ def _equal_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     equal = one[:, 0] == other[:, 0]
     equal[equal] = (one[equal] == other[equal]).all(axis=1)
     return equal
-
-
-def _leave_out(dataset: Dataset, ties: np.ndarray, name: str) -> Dataset:
-    if not ties.any():
-        return dataset
-    if ties.all():
-        raise ValueError(
-            f"All {len(ties)} pairs of the {name} dataset are ties, so that nothing is left to learn from. Look at how `chosen` "
-            "and `rejected` were made."
-        )
-    logger.warning("Dropped %d of %d ties of the %s dataset.", ties.sum(), len(ties), name)
-    return dataset.select(np.flatnonzero(~ties))
 
 
 def _may_be_bad(batch: pa.Table) -> bool:

@@ -100,7 +100,7 @@ class DPOBaselines:
             trainer.eval_dataset = everybody
 
     def few_shot(self) -> dict[str, float]:
-        """The contexts of NP-DPO's evaluation as text, and what they cost."""
+        """The contexts of NP-DPO's evaluation as text, and their cost in tokens and time."""
         args, metrics = self.trainer.args, {}
         eval_datasets = {f"nc{n}": self._show_contexts(n) for n in args.eval_num_contexts}
         policy = self._train("few_shot", self._show_random_choices(), eval_datasets, args.precompute_ref_log_probs)

@@ -5,7 +5,7 @@ import os
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from np_trl.data import EvaluationProtocol
 from np_trl.data.user_selection import UserSelection
@@ -69,9 +69,10 @@ def load_evaluation(
         model, users, protocol:
             Those of [`evaluate_users`].
         reference (`nn.Module`, *optional*):
-            The reference policy of a merged policy: its base model. An adapter names its own.
+            The reference policy. That of the adapter, or that which a merged policy names, if not given: one whose base was a
+            folder names none.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The tokenizer of a policy that is no path.
+            Another tokenizer than that which the policy carries.
         dtype (`str`, *optional*, defaults to `"float32"`):
             Data type of a policy that is loaded.
         drop_short_users (`bool`, *optional*, defaults to `True`), drop_ties (`bool`, *optional*, defaults to `True`):
@@ -87,12 +88,12 @@ def load_evaluation(
     """
     accelerator, protocol = Accelerator(), EvaluationProtocol() if protocol is None else protocol
     if not isinstance(model, nn.Module):
-        tokenizer = tokenizer or (None if is_reward_model(model) else AutoTokenizer.from_pretrained(model))
         model = load_model(model, dtype).to(accelerator.device)
     selection = UserSelection.of_evaluation(protocol, drop_short_users, drop_ties)
     settings = {"batch_size": batch_size, "accelerator": accelerator}
     if isinstance(model.config, NPRewardModelConfig):
         return RewardEvaluation.of_users(model, users, protocol, selection, **settings)
+    tokenizer = model.get_tokenizer() if tokenizer is None else tokenizer
     return PolicyEvaluation.of_users(
         model, users, protocol, selection, **settings, tokenizer=tokenizer, reference=reference
     )

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 
 from np_trl.data import PreferenceRows
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.metrics import UserAccuracy
 from np_trl.populations.style_grammar import detect_attributes, is_grammatical
-from np_trl.users.posterior import check_at_least
 
 
 # scores answers to prompts for users, who are given by their number: (prompts, texts, users) -> (answers,)

@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from trl import maybe_extract_prompt
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -13,8 +13,8 @@ from np_trl.data import ContextualCollator, EvaluationProtocol, PreferenceRows, 
 from np_trl.data.embedding_columns import EMBED_COLUMNS
 from np_trl.data.user_selection import UserSelection
 from np_trl.data.validation import check_embeddings
-from np_trl.evaluation.completion_log_probs import completion_log_probs
 from np_trl.evaluation.user_evaluation import UserEvaluation
+from np_trl.models.completion_log_probs import TOKENS, completion_log_probs
 from np_trl.models.text_context import check_end_token, tokenize_pair
 from np_trl.models.texts import SIDES
 from np_trl.trainer import NPDPOTrainer
@@ -76,12 +76,7 @@ class PolicyEvaluation(UserEvaluation):
         Raises:
             `ValueError`: if the policy is a merged one and has no reference policy, or needs embeddings that are not there.
         """
-        if reference is None and not isinstance(model, PeftModel):
-            raise ValueError(
-                f"{model.config.name_or_path!r} is a merged policy, whose implicit reward needs the reference policy. Pass its "
-                "base model as `reference` (`--ref_model_name_or_path`)."
-            )
-        reference = reference_policy(model) if reference is None else reference
+        reference = _load_reference(model) if reference is None else reference
         with accelerator.main_process_first():
             users = _tokenize(model, users, tokenizer, selection)
         users = _embed(model, users, tokenizer, batch_size, accelerator)
@@ -109,7 +104,7 @@ class PolicyEvaluation(UserEvaluation):
         return cls(model, reference, trainer.processing_class, rows, protocol, **settings)
 
     def predict(self, batch: dict[str, torch.Tensor]) -> LossRecord:
-        tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+        tokens = {name: batch[name] for name in TOKENS}
         latents = self.model.infer_latents(batch["context_embeds"], batch["context_mask"])  # (U, Z)
         chosen, rejected = completion_log_probs(self.model, tokens, latents[batch["context_index"]]).chunk(2)
         ref_chosen, ref_rejected = self._reference_log_probs(tokens, batch["target_rows"])
@@ -124,6 +119,19 @@ class PolicyEvaluation(UserEvaluation):
             self._references.add(rows, *completion_log_probs(self.reference, tokens).chunk(2))
             found = self._references.find(rows)
         return found.to(rows.device)
+
+
+def _load_reference(model: nn.Module) -> nn.Module:
+    """The reference policy of a policy: that of its adapter, or that which a merged policy names in its configuration."""
+    if isinstance(model, PeftModel):
+        return reference_policy(model)
+    name, revision = model.config.reference_name_or_path, model.config.reference_revision
+    if name is None:
+        raise ValueError(
+            f"{model.config.name_or_path!r} is a merged policy, whose implicit reward needs the reference policy, and it names "
+            "none. Pass its base model as `reference` (`--ref_model_name_or_path`)."
+        )
+    return AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=model.dtype).to(model.device)
 
 
 def preference_collator(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForPreference:

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation for every number of context pairs N_C, from what the trainers' evaluation gathers."""
+"""The metrics of an evaluation for every number of context pairs N_C, from the margins of all tasks."""
 
 import evaluate
 import numpy as np
@@ -7,7 +7,7 @@ from transformers import EvalPrediction
 from np_trl.metrics.user_metrics import UserAccuracy, UserCalibration, UserNLL, user_means
 
 
-# what other metrics than those of a group begin with
+# how the names of other metrics than those of groups begin
 _RESERVED_NAMES = ("new_options", "shuffled", "worst_decile", "worst_group")
 
 

@@ -3,12 +3,11 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_context_encoder import ContextEncoderConfig
-from .configuration_film import FiLMConfigMixin
 from .configuration_np_reward import NPRewardModelConfig
 from .context_encoder import ContextEncoder
 from .film import FiLMForCausalLMMixin
 
-# the decoders, one a line: `POLICIES`, `__all__` and the registration with transformers follow from these lines
+# the decoders that have a FiLM version, one line each
 from .modeling_film_gemma import FiLMGemmaConfig, FiLMGemmaForCausalLM, FiLMGemmaModel
 from .modeling_film_gemma2 import FiLMGemma2Config, FiLMGemma2ForCausalLM, FiLMGemma2Model
 from .modeling_film_gemma3 import FiLMGemma3Config, FiLMGemma3ForCausalLM, FiLMGemma3Model
@@ -20,30 +19,17 @@ from .modeling_np_reward import NPRewardModel
 from .text_embedder import TextEmbedder
 
 
-# type of a base model -> the same with FiLM
-POLICIES = {
-    super(FiLMConfigMixin, policy.config_class).model_type: policy for policy in FiLMForCausalLMMixin.__subclasses__()
-}
-
-__all__ = [
-    "POLICIES",
-    "ContextEncoder",
-    "ContextEncoderConfig",
-    "NPRewardModel",
-    "NPRewardModelConfig",
-    "TextEmbedder",
-]
+# type of a plain decoder -> the policy that is made of it
+POLICIES = {policy.config_class.plain_type(): policy for policy in FiLMForCausalLMMixin.__subclasses__()}
 
 # registered with transformers, and with the auto classes whose code `save_pretrained` copies beside the weights
-for causal_lm in POLICIES.values():
-    config, backbone = causal_lm.config_class, causal_lm.model_class
-    AutoConfig.register(config.model_type, config)
-    AutoModel.register(config, backbone)
-    AutoModelForCausalLM.register(config, causal_lm)
-    config.register_for_auto_class("AutoConfig")
-    backbone.register_for_auto_class("AutoModel")
-    causal_lm.register_for_auto_class("AutoModelForCausalLM")
-    __all__ += [model_class.__name__ for model_class in (config, backbone, causal_lm)]
+for policy in POLICIES.values():
+    AutoConfig.register(policy.config_class.model_type, policy.config_class)
+    AutoModel.register(policy.config_class, policy.model_class)
+    AutoModelForCausalLM.register(policy.config_class, policy)
+    policy.config_class.register_for_auto_class("AutoConfig")
+    policy.model_class.register_for_auto_class("AutoModel")
+    policy.register_for_auto_class("AutoModelForCausalLM")
 
 AutoConfig.register("np_reward", NPRewardModelConfig)
 AutoModel.register(NPRewardModelConfig, NPRewardModel)

@@ -1,4 +1,4 @@
-"""What holds of every saved configuration: the format, and that it names no code but ours."""
+"""The format of saved configurations, which name no code but ours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def check_format(version: int) -> None:
 
 
 def without_code(fields: dict) -> dict:
-    """Return fields of a configuration but those that name code: a base model's must not be kept by what is made of it."""
+    """Return the fields of a configuration without those that name code: a policy must not keep those of its base model."""
     return {
         name: without_code(value) if isinstance(value, dict) else value
         for name, value in fields.items()
@@ -55,7 +55,7 @@ def tokenizer_without_code(tokenizer):
 @contextmanager
 def name_what_is_wrong(path: str) -> Iterator[None]:
     """
-    Let errors of a saved model's configuration be such that say where it is and what to do.
+    Replace errors of a saved model's configuration by errors that name the file and a fix.
 
     Args:
         path (`str`):
@@ -64,16 +64,16 @@ def name_what_is_wrong(path: str) -> Iterator[None]:
     Raises:
         `ValueError`: instead of those of libraries which check configurations.
     """
-    mend = "Take the `config.json` that was saved with the weights, or save the model again."
+    fix = "Take the `config.json` that was saved with the weights, or save the model again."
     try:
         yield
     except RecursionError as error:
-        raise ValueError(f"The configuration of {path!r} is nested too deeply to be one. {mend}") from error
+        raise ValueError(f"The configuration of {path!r} is nested too deeply to be one. {fix}") from error
     except Exception as error:
         if type(error).__name__.startswith("StrictDataclass"):  # of a library that shared code does not import
-            raise ValueError(f"The configuration of {path!r} is wrong: {error} {mend}") from error
+            raise ValueError(f"The configuration of {path!r} is wrong: {error} {fix}") from error
         if "`ignore_mismatched_sizes` to `False`" in str(error):
             raise ValueError(
-                f"The weights of {path!r} have other shapes than its configuration says. {mend}"
+                f"The weights of {path!r} have other shapes than its configuration says. {fix}"
             ) from error
         raise

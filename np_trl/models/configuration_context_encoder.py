@@ -1,7 +1,5 @@
 """Configuration of the context encoder, shared by the reward model and the policy."""
 
-from collections.abc import Iterable
-
 from transformers.configuration_utils import PreTrainedConfig, strict
 
 from .pooling import POOLINGS
@@ -70,7 +68,7 @@ class ContextEncoderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         _check_choice("pair_features", self.pair_features, PAIR_FEATURES)
-        _check_choice("pooling", self.pooling, POOLINGS)
+        _check_choice("pooling", self.pooling, tuple(POOLINGS))
         _check_choice("memory_weights", self.memory_weights, MEMORY_WEIGHTS)
         _check_choice("latent_distribution", self.latent_distribution, LATENT_DISTRIBUTIONS)
         for name, limit in {"embed_size": 1, "hidden_size": 0, "latent_size": 1}.items():
@@ -83,6 +81,6 @@ class ContextEncoderConfig(PreTrainedConfig):
             )
 
 
-def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"`{name}={value!r}` is unknown. Choose one of {list(allowed)}.")

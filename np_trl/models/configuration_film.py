@@ -4,15 +4,17 @@ from dataclasses import dataclass
 
 from .checkpoint_format import FORMAT_VERSION, check_format, name_what_is_wrong, without_code
 from .configuration_context_encoder import ContextEncoderConfig
+from .modulation import MODULATIONS, Modulation
 
 
-FILM_SITES = ("block", "attention", "lora")
+FILM_LAYERS = ("all", "above_trunk")
 OPTION_POOLINGS = ("mean", "last")
 CONTEXT_SOURCES = ("trunk", "columns")
 TRUNCATIONS = ("keep_start", "keep_end")
-# what a saved policy says of its FiLM
+# fields of FiLM in a saved policy
 FILM_FIELDS = (
     "film_site",
+    "film_layers",
     "num_gates",
     "context_layer",
     "option_pooling",
@@ -21,9 +23,11 @@ FILM_FIELDS = (
     "context_truncation",
     "context_config",
     "dpo_beta",
+    "reference_name_or_path",
+    "reference_revision",
 )
 # those that policies of np_trl 0.1.0 do not name: their defaults hold
-LATER_FIELDS = ("num_gates", "dpo_beta")
+LATER_FIELDS = ("film_layers", "num_gates", "dpo_beta", "reference_name_or_path", "reference_revision")
 
 
 # a dataclass of its own: only then do the fields reach the configurations that mix it in
@@ -35,9 +39,9 @@ class FiLMConfigMixin:
 
     Args:
         film_site (`str`, *optional*, defaults to `"block"`):
-            What a latent changes: `"block"`, scale and shift of the output of each decoder block (as the paper's code does);
-            `"attention"`, those of the output of its attention before the residual is added (eq. 23 read literally); or
-            `"lora"`, the scale of each direction of a LoRA adapter, so that every user is an ordinary adapter.
+            What a latent changes: `"block"`, `"attention"` or `"lora"`, as in the table of `modulation.py`.
+        film_layers (`str`, *optional*, defaults to `"all"`):
+            Which layers FiLM modulates: `"all"`, or those `"above_trunk"`, from `context_layer` on.
         num_gates (`int`, *optional*):
             Number of LoRA directions in all decoder layers, with `film_site="lora"`. The trainer counts them.
         context_layer (`int`, *optional*):
@@ -55,6 +59,9 @@ class FiLMConfigMixin:
         dpo_beta (`float`, *optional*, defaults to `0.1`):
             The beta of the DPO loss that the policy was trained with: a user's log-odds of a choice are beta times what the
             user changes in the difference of the options' log-probabilities.
+        reference_name_or_path (`str`, *optional*), reference_revision (`str`, *optional*):
+            The reference policy on the Hub that the policy was trained against, which an evaluation of a merged policy needs.
+            None if it is a folder, whose name nobody else could use.
         format_version (`int`, *optional*):
             The format that the model was saved in.
     """
@@ -62,6 +69,7 @@ class FiLMConfigMixin:
     sub_configs = {"context_config": ContextEncoderConfig}
 
     film_site: str = "block"
+    film_layers: str = "all"
     num_gates: int | None = None
     context_layer: int | None = None
     option_pooling: str = "mean"
@@ -70,6 +78,8 @@ class FiLMConfigMixin:
     context_truncation: str = "keep_start"
     context_config: dict | ContextEncoderConfig | None = None
     dpo_beta: float = 0.1
+    reference_name_or_path: str | None = None
+    reference_revision: str | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
@@ -84,15 +94,30 @@ class FiLMConfigMixin:
         self.auto_map = self._auto_map()
         self._check_film()
 
+    @property
+    def modulation(self) -> type[Modulation]:
+        """What a latent changes."""
+        return MODULATIONS[self.film_site]
+
+    @property
+    def first_film_layer(self) -> int:
+        """Number of the lowest layer that FiLM modulates."""
+        return 0 if self.film_layers == "all" else self.context_layer
+
+    @classmethod
+    def plain_type(cls) -> str:
+        """The `model_type` of the plain decoder."""
+        return super().model_type
+
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """
-        Make a configuration of what a file says: that of a policy, or of a plain decoder of the same type.
+        Make a configuration from the fields of a file: that of a policy, or of a plain decoder of the same type.
 
         Raises:
             `ValueError`: if it is one of another decoder, or a policy's without its FiLM fields.
         """
-        plain_type = super().model_type
+        plain_type = cls.plain_type()
         model_type = config_dict.get("model_type", plain_type)
         if model_type not in (cls.model_type, plain_type):
             raise ValueError(
@@ -125,7 +150,8 @@ class FiLMConfigMixin:
 
     def _check_film(self) -> None:
         for field, allowed in (
-            ("film_site", FILM_SITES),
+            ("film_site", tuple(MODULATIONS)),
+            ("film_layers", FILM_LAYERS),
             ("option_pooling", OPTION_POOLINGS),
             ("context_source", CONTEXT_SOURCES),
             ("context_truncation", TRUNCATIONS),
@@ -133,11 +159,7 @@ class FiLMConfigMixin:
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"`{field}={value!r}` is unknown. Choose one of {list(allowed)}.")
-        if self.film_site == "lora" and not self.num_gates:
-            raise ValueError(
-                f'`film_site="lora"` scales the directions of a LoRA adapter, but `num_gates={self.num_gates}`. Give '
-                "`NPDPOTrainer` the path of the base model and `peft_config=LoraConfig(...)`: it counts them."
-            )
+        self.modulation.check_config(self)
         if not 0 <= self.context_layer < self.num_hidden_layers:
             raise ValueError(
                 f"`context_layer={self.context_layer}` must lie between 0 and {self.num_hidden_layers - 1}: the trunk "

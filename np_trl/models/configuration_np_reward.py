@@ -82,7 +82,7 @@ class NPRewardModelConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Make a configuration of what a file says, but of the code that it names."""
+        """Make a configuration from the fields of a file, without those that name code."""
         with name_what_is_wrong(cls.model_type):
             return super().from_dict(without_code(config_dict), **without_code(kwargs))
 

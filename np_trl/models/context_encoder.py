@@ -11,7 +11,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .configuration_context_encoder import ContextEncoderConfig
 from .layers import SkipMLP, Standardizer, spread
 from .memory import GatedMemory, PosteriorMemory
-from .pooling import POOLINGS, Pooling
+from .pooling import POOLINGS
 
 
 class ContextEncoder(nn.Module):
@@ -32,11 +32,11 @@ class ContextEncoder(nn.Module):
         self.option_encoder = SkipMLP(config.embed_size, hidden_size, hidden_size, config.linear_skip)
         self.pair_encoder = SkipMLP(2 * hidden_size, hidden_size, hidden_size, config.linear_skip)
         self.empty_set = nn.Parameter(torch.empty(hidden_size))
-        pooling = POOLINGS[config.pooling](hidden_size)
-        self.pooling_name = pooling.saved_as
-        self.add_module(self.pooling_name, pooling)
+        self.pooling = POOLINGS[config.pooling]()
+        if self.pooling.has_attention:
+            self.attention = nn.MultiheadAttention(hidden_size, num_heads=8, batch_first=True)
         num_moments = 2 if config.latent_distribution == "gaussian" else 1
-        pooled_size = pooling.num_parts * hidden_size
+        pooled_size = hidden_size * self.pooling.num_vectors
         self.set_encoder = SkipMLP(pooled_size, hidden_size, num_moments * set_size, config.linear_skip)
         if config.memory_size:
             memory_class = PosteriorMemory if config.memory_weights == "posterior" else GatedMemory
@@ -49,8 +49,10 @@ class ContextEncoder(nn.Module):
     def reset_parameters(self) -> None:
         """Start the memory channel as a scorer that needs no training, every other layer as torch does."""
         for module in self.modules():
-            if isinstance(module, (nn.Linear, Standardizer, Pooling)):
+            if isinstance(module, (nn.Linear, Standardizer)):
                 module.reset_parameters()
+            elif isinstance(module, nn.MultiheadAttention):
+                module._reset_parameters()
         nn.init.normal_(self.empty_set, std=0.02)
         if self.config.memory_size:
             self.memory.reset_parameters()
@@ -109,8 +111,7 @@ class ContextEncoder(nn.Module):
             options = options + item_embeds[present]
         hidden = spread(self.option_encoder(self.dropout(options)), present)  # (U, C, 2, hidden)
         pairs = self._encode_pairs(hidden)  # (U, C, hidden)
-        pooled = self.get_submodule(self.pooling_name)(pairs, mask, self.empty_set)
-        mean = self.set_encoder(pooled)  # (U, set), or both moments
+        mean = self.set_encoder(self.pooling(pairs, mask, self))  # (U, set), or both moments
         if self.is_gaussian:
             mean, log_std = mean.chunk(2, dim=-1)
             std = log_std.clamp(-5, 2).exp()

@@ -1,9 +1,10 @@
 """
-Modulation of a decoder by a user's latent: feature-wise linear (FiLM, eq. 23 of the paper), or latent-gated LoRA.
+Modulation of a decoder by a user's latent.
 
-Four mixins turn any decoder of transformers into a conditional one: attention, decoder layer, backbone, causal LM. The
-modulation sits in the backbone, because TRL's fused LM head calls the backbone and skips `ForCausalLM.forward`.
-Without a latent nothing is computed and the model is the base model to the bit; FiLM starts as the identity.
+Four mixins turn any decoder of transformers into a conditional one: attention, decoder layer, backbone, causal LM. What is
+modulated, and how, is one of [`MODULATIONS`]. It sits in the backbone, because TRL's fused LM head calls the backbone and skips
+`ForCausalLM.forward`. Without a latent nothing is computed and the model is bit-identical to the base model; at the start every
+latent is the identity.
 """
 
 import torch
@@ -12,62 +13,15 @@ from torch import nn
 from .context_encoder import ContextEncoder
 from .film_generation import FiLMGenerationMixin
 from .hypernetwork import Hypernetwork
-from .layers import pool_tokens
-from .lora_gate import LayerGates, LoRAGate
+from .lora_gate import LayerGates
+from .modulation import modulate
 from .pairs import check_conditions, check_latents, stack_latents
+from .pooling import pool_tokens
 from .text_context import TextContextMixin
 from .weights import WholeWeightsMixin
 
 
-NP_MODULES = ("context_encoder", "film")  # what a policy has beside a plain decoder
-
-
-class FiLM(Hypernetwork):
-    """
-    The hypernetwork of eq. 23: a latent in, a FiLM scale and shift for every layer out. Both maps are linear, and start as
-    the identity.
-
-    Args:
-        latent_size (`int`):
-            Size Z of the latent.
-        num_layers (`int`):
-            Number of modulated layers L.
-        hidden_size (`int`):
-            Size H of the hidden states.
-    """
-
-    def __init__(self, latent_size: int, num_layers: int, hidden_size: int):
-        super().__init__(latent_size, num_layers * 2 * hidden_size)
-        self.sizes = (num_layers, 2, hidden_size)
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            latents (`torch.Tensor` of shape `(B, Z)`):
-                One latent for each row of the batch.
-
-        Returns:
-            `torch.Tensor` of shape `(B, L, 2, H)`: along axis 2, scale and shift.
-        """
-        scale, shift = super().forward(latents).view(-1, *self.sizes).unbind(dim=2)
-        return torch.stack([1 + scale, shift], dim=2)
-
-
-def modulate(hidden_states: torch.Tensor, film: torch.Tensor) -> torch.Tensor:
-    """
-    Scale and shift hidden states (eq. 23).
-
-    Args:
-        hidden_states (`torch.Tensor` of shape `(B, T, H)`):
-            What a layer computed.
-        film (`torch.Tensor` of shape `(B, 2, H)`):
-            Scale and shift of this layer, a row for each row of the batch.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T, H)`.
-    """
-    scale, shift = film.to(hidden_states.dtype).unsqueeze(2).unbind(dim=1)  # (B, 1, H) each
-    return torch.addcmul(shift, hidden_states, scale)
+NP_MODULES = ("context_encoder", "film")  # modules that a policy has beside a plain decoder
 
 
 class FiLMAttentionMixin:
@@ -82,42 +36,24 @@ class FiLMDecoderLayerMixin:
     """
     Mix into a decoder layer. The class names its attention, one with [`FiLMAttentionMixin`], in `attention_class`.
 
-    `film` travels as a positional argument: reentrant gradient checkpointing loses the gradient of keyword arguments.
+    `modulation` travels as a positional argument: reentrant gradient checkpointing loses the gradient of keyword arguments.
     """
 
     attention_class: type[nn.Module]
 
     def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.film_site = config.film_site
+        self.modulation, self.film_index = config.modulation, layer_idx - config.first_film_layer
         self.self_attn = self.attention_class(config, layer_idx)
         self.gates = LayerGates()
 
-    def __call__(self, hidden_states: torch.Tensor, *args, film: torch.Tensor | None = None, **kwargs):
-        return super().__call__(hidden_states, film, *args, **kwargs)
+    def __call__(self, hidden_states: torch.Tensor, *args, modulation: torch.Tensor | None = None, **kwargs):
+        return super().__call__(hidden_states, modulation, *args, **kwargs)
 
-    def forward(self, hidden_states: torch.Tensor, film: torch.Tensor | None = None, *args, **kwargs):
-        if film is None:
+    def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor | None = None, *args, **kwargs):
+        if modulation is None or self.film_index < 0:
             return super().forward(hidden_states, *args, **kwargs)
-        if self.film_site == "lora":
-            return self._forward_gated(hidden_states, film, *args, **kwargs)
-        film = film[:, self.self_attn.layer_idx]  # (B, 2, H)
-        if self.film_site == "attention":
-            return super().forward(hidden_states, *args, film=film, **kwargs)
-        return modulate(super().forward(hidden_states, *args, **kwargs), film)
-
-    def _forward_gated(self, hidden_states: torch.Tensor, gates: torch.Tensor, *args, **kwargs):
-        """Run the layer with gates `(B, G)` on its LoRA, and leave none behind."""
-        if not self.gates.is_attached:
-            raise ValueError(
-                '`film_site="lora"` scales the directions of a LoRA adapter, and this model has none, or one that does not '
-                "know of it. Load the adapter with `np_trl.load_policy`, or train one with `NPDPOTrainer`."
-            )
-        self.gates.values = gates
-        try:
-            return super().forward(hidden_states, *args, **kwargs)
-        finally:
-            self.gates.values = None
+        return self.modulation.run(self, super().forward, modulation, hidden_states, *args, **kwargs)
 
 
 class FiLMInitMixin(WholeWeightsMixin):
@@ -147,13 +83,9 @@ class FiLMModelMixin(FiLMInitMixin):
         self.post_init()
 
     def add_film(self, config) -> None:
-        """Add the context encoder and the hypernetwork, FiLM's or that of the gates."""
+        """Add the context encoder and the modulation, which is saved under the name of `film` whichever it is."""
         self.context_encoder = ContextEncoder(config.context_config)
-        latent_size = config.context_config.latent_size
-        if config.film_site == "lora":
-            self.film = LoRAGate(latent_size, config.num_gates)
-        else:
-            self.film = FiLM(latent_size, config.num_hidden_layers, config.hidden_size)
+        self.film = config.modulation.of(config)
         # whatever the dtype of the base: their updates are too small for bfloat16
         config.context_config.dtype = torch.float32
         for module in (self.context_encoder, self.film):
@@ -177,7 +109,7 @@ class FiLMModelMixin(FiLMInitMixin):
         context_embeds: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
-        film: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
         **kwargs,
     ):
         """
@@ -194,23 +126,25 @@ class FiLMModelMixin(FiLMInitMixin):
                 The users' context sets, instead of `latents`.
             context_index (`torch.LongTensor` of shape `(B,)`, *optional*):
                 The user of each row. Not needed when there is one user a row, in order.
-            film (`torch.Tensor` of shape `(B, L, 2, H)`, or `(B, G)` of gates, *optional*):
-                What `infer_film` returns for the users, instead of all the above, where it serves several calls.
+            modulation (`torch.Tensor` of shape `(B, L, 2, H)`, or `(B, G)` of gates, *optional*):
+                What `infer_modulation` returns for the users, instead of all the above, where it serves several calls.
 
         Raises:
             `ValueError`: if `latents` are not of size Z or not finite, or not one for each row of the batch; or if users are
             given in two ways.
         """
-        check_conditions(latents=latents, context_embeds=context_embeds, context_mask=context_mask, film=film)
-        if film is None:
-            film = self.infer_film(latents, context_embeds, context_mask, context_index)
-        if film is not None:
+        check_conditions(
+            latents=latents, context_embeds=context_embeds, context_mask=context_mask, modulation=modulation
+        )
+        if modulation is None:
+            modulation = self.infer_modulation(latents, context_embeds, context_mask, context_index)
+        if modulation is not None:
             inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            _check_rows(film, batch_size=inputs.shape[0])
-            kwargs["film"] = film
+            _check_rows(modulation, batch_size=inputs.shape[0])
+            kwargs["modulation"] = modulation
         return super().forward(input_ids, *args, **kwargs)
 
-    def infer_film(
+    def infer_modulation(
         self,
         latents: torch.Tensor | None = None,
         context_embeds: torch.Tensor | None = None,
@@ -262,10 +196,10 @@ class FiLMModelMixin(FiLMInitMixin):
         return pool_tokens(hidden_states, completion_mask, self.config.option_pooling)
 
 
-def _check_rows(film: torch.Tensor, batch_size: int) -> None:
-    if film.shape[0] != batch_size:
+def _check_rows(modulation: torch.Tensor, batch_size: int) -> None:
+    if modulation.shape[0] != batch_size:
         raise ValueError(
-            f"`latents` has {film.shape[0]} rows, but this batch has {batch_size}: one latent a row. For one user in "
+            f"`latents` has {modulation.shape[0]} rows, but this batch has {batch_size}: one latent a row. For one user in "
             f"every row, pass `latents.expand({batch_size}, -1)`."
         )
 
@@ -298,7 +232,7 @@ class FiLMForCausalLMMixin(FiLMGenerationMixin, TextContextMixin, FiLMInitMixin)
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
         users: list | None = None,
-        film: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,  # named, so that `generate` asks for the last token's logits alone
         **kwargs,
     ):
@@ -307,14 +241,18 @@ class FiLMForCausalLMMixin(FiLMGenerationMixin, TextContextMixin, FiLMInitMixin)
         as in [`FiLMGenerationMixin.generate`].
         """
         check_conditions(
-            users=users, latents=latents, context_embeds=context_embeds, context_mask=context_mask, film=film
+            users=users,
+            latents=latents,
+            context_embeds=context_embeds,
+            context_mask=context_mask,
+            modulation=modulation,
         )
         conditions = {
             "latents": latents if users is None else stack_latents(users, self),
             "context_embeds": context_embeds,
             "context_mask": context_mask,
             "context_index": context_index,
-            "film": film,
+            "modulation": modulation,
         }
         return super().forward(input_ids, attention_mask, *args, logits_to_keep=logits_to_keep, **conditions, **kwargs)
 

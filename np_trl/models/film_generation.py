@@ -6,11 +6,11 @@ from .pairs import check_conditions, stack_latents
 
 
 # arguments of `generate` that say for whom is written
-_CONDITIONS = ("latents", "context_embeds", "context_mask", "context_index", "users", "film")
+_CONDITIONS = ("latents", "context_embeds", "context_mask", "context_index", "users", "modulation")
 
 
 class FiLMGenerationMixin:
-    """Mix into a causal LM, before the classes of transformers, whose backbone has `infer_film`."""
+    """Mix into a causal LM, before the classes of transformers, whose backbone has `infer_modulation`."""
 
     @torch.no_grad()
     def generate(
@@ -21,7 +21,7 @@ class FiLMGenerationMixin:
         context_mask: torch.Tensor | None = None,
         context_index: torch.LongTensor | None = None,
         users: list | None = None,
-        film: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
         **kwargs,
     ):
         """
@@ -36,14 +36,18 @@ class FiLMGenerationMixin:
             for, which knows no users.
         """
         check_conditions(
-            users=users, latents=latents, context_embeds=context_embeds, context_mask=context_mask, film=film
+            users=users,
+            latents=latents,
+            context_embeds=context_embeds,
+            context_mask=context_mask,
+            modulation=modulation,
         )
-        if film is None:  # else a draft by the policy itself, with early exit
+        if modulation is None:  # else a draft by the policy itself, with early exit
             latents = latents if users is None else stack_latents(users, self)
-            film = self.model.infer_film(latents, context_embeds, context_mask, context_index)
-        return super().generate(*args, **kwargs, film=film)
+            modulation = self.model.infer_modulation(latents, context_embeds, context_mask, context_index)
+        return super().generate(*args, **kwargs, modulation=modulation)
 
-    # Override: continuous batching packs the prompts of several users into one row, without what was passed of them.
+    # Override: continuous batching packs the prompts of several users into one row, without their latents.
     def generate_batch(self, *args, **kwargs):
         """
         Generate for nobody by continuous batching: [`~transformers.generation.ContinuousMixin.generate_batch`].

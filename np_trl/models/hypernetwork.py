@@ -1,4 +1,4 @@
-"""The linear map from a latent to what it changes in a decoder."""
+"""The linear map from a latent to the modulation of a decoder."""
 
 import torch
 from torch import nn

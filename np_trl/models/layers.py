@@ -1,6 +1,7 @@
 """The layers that the context encoder, the reward model and the embedders are made of."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import nn
@@ -58,6 +59,28 @@ class Standardizer(nn.Module):
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         # in place on one copy: a third of the time at E = 4096
         return embeds.to(self.mean, copy=True).sub_(self.mean).mul_(self.scale)
+
+
+def fit_standardizers(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """
+    Fit the [`Standardizer`]s of a model that have no statistics, all alike.
+
+    Args:
+        model (`nn.Module`):
+            A reward model or a policy.
+        batches (iterable of `torch.Tensor` of shape `(N, E)`):
+            Embeddings of the training set, a part at a time. Not read where there is nothing to fit; without any, nothing is
+            fitted.
+    """
+    found = [module for module in model.modules() if isinstance(module, Standardizer) and not module.is_fitted]
+    batches = iter(batches) if found else iter(())
+    start = next(batches, None)
+    if start is None:
+        return
+    first, *others = found
+    first.fit(chain([start], batches))
+    for standardizer in others:
+        standardizer.load_state_dict(first.state_dict())
 
 
 class SkipMLP(nn.Module):
@@ -157,26 +180,3 @@ def spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(U, C, ...)`.
     """
     return values.new_zeros(*present.shape, *values.shape[1:]).index_put((present,), values)
-
-
-def pool_tokens(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """
-    Pool the hidden states of the tokens that are there.
-
-    Args:
-        hidden_states (`torch.Tensor` of shape `(B, T, H)`):
-            What a layer computed.
-        mask (`torch.Tensor` of shape `(B, T)`):
-            1 where a token is to be pooled, at least once a row.
-        pooling (`str`):
-            `"mean"` or `"last"`.
-
-    Returns:
-        `torch.Tensor` of shape `(B, H)`.
-    """
-    if pooling == "last":
-        positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
-        last = (positions * mask).argmax(dim=1)  # (B,)
-        return hidden_states[torch.arange(len(last), device=last.device), last]
-    weights = mask.unsqueeze(-1).to(hidden_states)  # (B, T, 1)
-    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)

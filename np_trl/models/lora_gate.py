@@ -10,24 +10,6 @@ import threading
 import torch
 from torch import nn
 
-from .hypernetwork import Hypernetwork
-
-
-class LoRAGate(Hypernetwork):
-    """
-    The hypernetwork of latent-gated LoRA: a latent in, a gate for every LoRA direction out. All gates start at 1.
-
-    Args:
-        latent_size (`int`):
-            Size Z of the latent.
-        num_gates (`int`):
-            Number G of LoRA directions in all decoder layers.
-    """
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Map latents `(B, Z)` to the gates `(B, G)` of each row of the batch."""
-        return 1 + super().forward(latents)
-
 
 class LayerGates:
     """

@@ -1,38 +1,29 @@
-"""A user's choices, given as preference pairs of texts; and users, given as what was inferred from their choices."""
+"""Users, given by latents or by profiles: how a model takes and checks them."""
+
+from typing import Protocol, runtime_checkable
 
 import torch
-
-from .texts import SIDES
 
 
 # far beyond the latents of trained models, whose largest value was a few hundred where embeddings are standardised
 MAX_LATENT = 1e6
 
 
-def empty_context(embed_size: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """
-    Make the context set of a user without choices.
+@runtime_checkable
+class Profile(Protocol):
+    """A user whose latents are those of one model, such as a `UserProfile`."""
 
-    Args:
-        embed_size (`int`):
-            Size E of an option's embedding.
-        device (`torch.device`):
-            Where the model is.
-
-    Returns:
-        `dict[str, torch.Tensor]`: `context_embeds` `(1, 1, 2, E)` and `context_mask` `(1, 1)`, all `False`.
-    """
-    mask = torch.zeros(1, 1, dtype=torch.bool, device=device)
-    return {"context_embeds": torch.zeros(1, 1, len(SIDES), embed_size, device=device), "context_mask": mask}
+    def check_model(self, model) -> None:
+        """Raise a `ValueError` if the latents are another model's."""
 
 
 def check_conditions(**conditions) -> None:
     """
-    Check that a model is told once for whom to run.
+    Check that users are given once, and whole.
 
     Args:
         conditions (`dict`):
-            By their names those of `users`, `latents`, `context_embeds`, `context_mask`, `context_index` and `film` that the
+            By their names those of `users`, `latents`, `context_embeds`, `context_mask`, `context_index` and `modulation` that the
             method takes; `None` where one is not given.
 
     Raises:
@@ -44,7 +35,7 @@ def check_conditions(**conditions) -> None:
         raise ValueError(f"{sources} are given, and each says for whom to run. Pass one of them.")
     if ("context_mask" in given) != ("context_embeds" in given):
         raise ValueError(f"Of a context, {given} are given. Pass both `context_embeds` and `context_mask`.")
-    if "context_index" in given and sources in ([], ["film"]):
+    if "context_index" in given and sources in ([], ["modulation"]):
         raise ValueError(
             "`context_index` says whose row each one is, but no users are given beside it. Pass `latents`, `users` or "
             "`context_embeds` and `context_mask`, or leave it out."
@@ -77,7 +68,7 @@ def stack_latents(users: list, model) -> torch.Tensor:
 
 
 def _read_latents(user, model) -> torch.Tensor:
-    if hasattr(user, "check_model"):  # a profile
+    if isinstance(user, Profile):
         user.check_model(model)
     latents = user if isinstance(user, torch.Tensor) else getattr(user, "latents", None)
     if not isinstance(latents, torch.Tensor):

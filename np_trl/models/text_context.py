@@ -1,16 +1,25 @@
-"""Context sets given as text: what a policy adds to its context encoder, with the trunk as the embedder."""
+"""Choices given as text, which a policy embeds with its trunk."""
+
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .pairs import empty_context
+from .completion_log_probs import MAX_ROWS
+from .implicit_reward import ImplicitRewardMixin
+from .policy_tokenizer import TokenizerMixin
 from .texts import SIDES, check_pair, describe_tie, template_kwargs
 
 
-class TextContextMixin:
+# fields of a policy's configuration that change how its trunk embeds options
+_TRUNK_FIELDS = ("context_layer", "option_pooling", "context_max_length", "context_truncation")
+
+
+class TextContextMixin(TokenizerMixin, ImplicitRewardMixin):
     """Mix into a policy that has `infer_latents` and `embed_options`."""
 
-    def embed_pairs(self, pairs: list[dict], tokenizer) -> torch.Tensor:
+    def embed_pairs(self, pairs: list[dict], tokenizer=None) -> torch.Tensor:
         """
         Embed a user's choices, given as text, with the trunk. Tokens are those of training, as TRL's DPO trainer makes them.
 
@@ -18,8 +27,8 @@ class TextContextMixin:
             pairs (`list[dict]`):
                 C preference pairs with `prompt`, `chosen` and `rejected`: strings, or conversations (lists of messages
                 with `role` and `content`, and, *optional*, the keys `tools` and `chat_template_kwargs`).
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The policy's tokenizer.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Another tokenizer than that which the policy carries.
 
         Returns:
             `torch.Tensor` of shape `(1, C, 2, H)`: the user's context set, for `infer_latents`.
@@ -34,17 +43,34 @@ class TextContextMixin:
             )
         if not pairs:
             raise ValueError("`pairs` is empty. Pass at least one pair, or call `infer_user`, which takes none too.")
-        return self.embed_options(**self.tokenize_pairs(pairs, tokenizer)).view(1, len(pairs), len(SIDES), -1)
+        batches = split_rows(self.tokenize_pairs(pairs, tokenizer))
+        embeds = torch.cat([self.embed_options(**batch) for batch in batches])  # (2C, H)
+        return embeds.view(1, len(pairs), len(SIDES), -1)
 
-    def tokenize_pairs(self, pairs: list[dict], tokenizer) -> dict[str, torch.Tensor]:
+    def inferring_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the context encoder and, where it embeds the options, the trunk."""
+        yield "context_encoder", self.model.context_encoder
+        if self.config.context_source == "trunk":
+            yield "embed_tokens", self.get_input_embeddings()
+            for index in range(self.config.context_layer):
+                yield f"layers.{index}", self.model.layers[index]
+
+    def inference_settings(self) -> dict:
+        """Return the settings of the trunk, and the configuration of its decoder; none where it embeds no options."""
+        if self.config.context_source != "trunk":
+            return {}
+        settings = {name: getattr(self.config, name) for name in _TRUNK_FIELDS}
+        return {"decoder": self.config.to_diff_dict(), **settings}
+
+    def tokenize_pairs(self, pairs: list[dict], tokenizer=None) -> dict[str, torch.Tensor]:
         """
         Tokenise choices, given as text, as in training.
 
         Args:
             pairs (`list[dict]`):
                 C preference pairs as in [`TextContextMixin.embed_pairs`].
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The policy's tokenizer.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Another tokenizer than that which the policy carries.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `completion_mask`, each of shape `(2C, T)`: chosen
@@ -53,6 +79,7 @@ class TextContextMixin:
         Raises:
             `ValueError`: if a pair is one that training refuses too: [`check_pair`] and [`truncate_pair`].
         """
+        tokenizer = self.get_tokenizer() if tokenizer is None else tokenizer
         limits = (self.config.context_max_length, self.config.context_truncation)
         options, starts = [], []  # 2C each
         for index, pair in enumerate(pairs):
@@ -72,45 +99,15 @@ class TextContextMixin:
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
         return {name: values.to(self.device) for name, values in tokens.items()}
 
-    def read_pairs(self, pairs: list[dict], tokenizer) -> dict[str, torch.Tensor]:
-        """
-        Read a user's choices, given as text.
 
-        Args:
-            pairs (`list[dict]`):
-                C preference pairs as in [`TextContextMixin.embed_pairs`]; none for a user without choices.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The policy's tokenizer.
-
-        Returns:
-            `dict[str, torch.Tensor]`: the user's context set, the arguments of `infer_latents`.
-
-        Raises:
-            `ValueError`: as [`TextContextMixin.embed_pairs`], but for no pairs.
-        """
-        if not pairs:
-            return empty_context(self.config.context_config.embed_size, self.device)
-        mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
-        return {"context_embeds": self.embed_pairs(pairs, tokenizer), "context_mask": mask}
-
-    @torch.no_grad()
-    def infer_user(self, pairs: list[dict], tokenizer) -> torch.Tensor:
-        """
-        Infer the latent of a user from choices given as text.
-
-        Args:
-            pairs (`list[dict]`):
-                C preference pairs as in [`TextContextMixin.read_pairs`].
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The policy's tokenizer.
-
-        Returns:
-            `torch.Tensor` of shape `(1, Z)`, for `latents` of `generate`: `latents.expand(B, -1)` for B prompts.
-
-        Raises:
-            `ValueError`: as [`TextContextMixin.read_pairs`].
-        """
-        return self.infer_latents(**self.read_pairs(pairs, tokenizer))
+def split_rows(tokens: dict[str, torch.Tensor], batch_size: int = MAX_ROWS) -> list[dict[str, torch.Tensor]]:
+    """Split rows of tokens `(N, T)`, padded on the right, into batches that are no longer than their longest row."""
+    batches = []
+    for start in range(0, len(tokens["input_ids"]), batch_size):
+        batch = {name: values[start : start + batch_size] for name, values in tokens.items()}
+        length = int(batch["attention_mask"].sum(dim=1).max())
+        batches.append({name: values[:, :length] for name, values in batch.items()})
+    return batches
 
 
 def tokenize_pair(pair: dict, tokenizer) -> tuple[int, list[int], list[int]]:

@@ -6,12 +6,18 @@ from functools import cached_property
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.configuration_utils import strict
 from transformers.utils import logging
 
-from .embedder_files import load_frozen_model, load_part
-from .layers import pool_tokens
+from .embedder_files import check_index, load_frozen
+from .pooling import pool_tokens
 from .texts import KINDS, check_parts, option_text, plain_text
 
 
@@ -198,8 +204,9 @@ class TextEmbedder:
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         # padded on the right, so that the positions of a text's tokens do not depend on the batch
-        sides = {"padding_side": "right", "truncation_side": "right"}
-        tokenizer = load_part(AutoTokenizer, self.name_or_path, self.revision, **sides)
+        tokenizer = load_frozen(
+            AutoTokenizer, self.name_or_path, self.revision, padding_side="right", truncation_side="right"
+        )
         if self.chat_template and tokenizer.chat_template is None:
             raise ValueError(
                 f"The tokenizer of {self.name_or_path!r} has no chat template. Set `chat_template=False`, or take a model "
@@ -222,7 +229,11 @@ class TextEmbedder:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        return load_frozen_model(self.name_or_path, self.revision, self.dtype)
+        check_index(self.name_or_path, self.revision)
+        weights = {"dtype": self.dtype, "use_safetensors": True}
+        model = load_frozen(AutoModel, self.name_or_path, self.revision, **weights)
+        model.config.use_cache = False  # a language model would keep the keys and values of every token
+        return model.eval()
 
     def _embed_batch(
         self, batch: list[int], texts: list[str], options: list[dict] | None, device: torch.device | str

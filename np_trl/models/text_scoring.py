@@ -1,15 +1,19 @@
-"""Rewards of texts: what a reward model of embedded options adds to its embedder."""
+"""Rewards of texts: a reward model of embedded options with its embedder."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property
 
 import torch
+from torch import nn
 
-from .pairs import check_latents, empty_context, stack_latents
+from .choice_reader import ChoiceReaderMixin
+from .pairs import check_latents, stack_latents
 from .text_embedder import TextEmbedder
-from .texts import KINDS, SIDES, check_pair, describe_tie, plain_text, text_id
+from .texts import ID_COLUMNS, KINDS, SIDES, check_pair, describe_tie, plain_text, text_id
 
 
-class TextScoringMixin:
+class TextScoringMixin(ChoiceReaderMixin):
     """
     Mix into a reward model whose config has `embedder`, `option_ids` and `embed_size`.
 
@@ -26,17 +30,19 @@ class TextScoringMixin:
             )
         return TextEmbedder.from_settings(self.config.embedder)
 
-    def embed_pairs(self, pairs: list[dict]) -> torch.Tensor:
+    def embed_pairs(self, pairs: list[dict], tokenizer=None) -> torch.Tensor:
         """
         Embed a user's choices, given as text.
 
         Args:
             pairs (`list[dict]`):
                 C preference pairs with `chosen` and `rejected`, and `prompt` where it is embedded too.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Not needed: the embedder has its own.
 
         Returns:
             `torch.Tensor` of shape `(1, C, 2, E)`: the user's context set, for `infer_latents`. Without the learned
-            vectors of options that recur: [`TextScoringMixin.infer_user`] adds them.
+            vectors of options that recur: `infer_user` adds them.
 
         Raises:
             `ValueError`: if there are no pairs, or a pair lacks a text or is a tie, also to the embedder, or the model has no
@@ -44,7 +50,7 @@ class TextScoringMixin:
         """
         options = self._options_of(pairs)
         embeds = self._embed(options).view(1, len(pairs), 2, -1)  # (1, C, 2, E)
-        numbers = self.number_options(options).view(1, -1, 2)  # (1, C, 2)
+        numbers = self._number_pairs(pairs)  # (1, C, 2)
         chosen, rejected = embeds.unbind(dim=2)  # (1, C, E) each
         # by rounding in other batches at most
         is_same = (chosen - rejected).norm(dim=-1) <= 1e-5 * chosen.norm(dim=-1)  # (1, C)
@@ -53,45 +59,58 @@ class TextScoringMixin:
             raise ValueError(describe_tie(f"Pair {index}", "the same to the embedder", pairs[index]["chosen"]))
         return embeds
 
-    def read_pairs(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
+    def inferring_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the context encoder and, where options recur, their vectors."""
+        yield "context_encoder", self.context_encoder
+        if self.config.option_ids:
+            yield "option_vectors", self.option_vectors
+
+    def inference_settings(self) -> dict:
+        """Return the options that recur, and the settings of the embedder: the one that was assigned, or the config's."""
+        assigned = vars(self).get("text_embedder")
+        embedder = self.config.embedder if assigned is None else asdict(assigned)
+        return {"option_ids": self.config.option_ids, "embedder": embedder}
+
+    # Override: options that recur are known by a number too.
+    def no_choices(self) -> dict[str, torch.Tensor]:
         """
-        Read a user's choices, given as text.
-
-        Args:
-            pairs (`list[dict]`):
-                C preference pairs as in [`TextScoringMixin.embed_pairs`]; none for a user without choices. An option is
-                known to `config.option_ids` by its text, or by `chosen_option_id` and `rejected_option_id`.
-
-        Returns:
-            `dict[str, torch.Tensor]`: the user's context set, the arguments of `infer_latents`.
-
-        Raises:
-            `ValueError`: as [`TextScoringMixin.embed_pairs`], but for no pairs.
-        """
-        if not pairs:
-            return empty_context(self.config.embed_size, self.device)
-        mask = torch.ones(1, len(pairs), dtype=torch.bool, device=self.device)  # (1, C)
-        numbers = self.number_options(self._options_of(pairs)).view(1, -1, 2)  # (1, C, 2)
-        return {"context_embeds": self.embed_pairs(pairs), "context_mask": mask, "context_option_ids": numbers}
-
-    @torch.no_grad()
-    def infer_user(self, pairs: list[dict]) -> torch.Tensor:
-        """
-        Infer the latent of a user from choices given as text.
-
-        Args:
-            pairs (`list[dict]`):
-                C preference pairs as in [`TextScoringMixin.read_pairs`].
-
-        Returns:
-            `torch.Tensor` of shape `(1, Z)`.
+        Make the context set of a user without choices: [`ChoiceReaderMixin.no_choices`].
 
         Raises:
             `ValueError`: if the model knows no users.
         """
-        if not self.config.conditional:
-            raise ValueError("This model has `conditional=False`: it knows no users. Call `score` without `latents`.")
-        return self.infer_latents(**self.read_pairs(pairs))
+        self._check_conditional()
+        numbers = torch.zeros(1, 1, len(SIDES), dtype=torch.long, device=self.device)
+        return {**super().no_choices(), "context_option_ids": numbers}
+
+    def read_pairs(self, pairs: list[dict], tokenizer=None) -> dict[str, torch.Tensor]:
+        """
+        Read a user's choices: [`ChoiceReaderMixin.read_pairs`]. An option is known to `config.option_ids` by its text, or by
+        `chosen_option_id` and `rejected_option_id`. No tokenizer is needed: the embedder has its own.
+
+        Raises:
+            `ValueError`: as [`ChoiceReaderMixin.read_pairs`], and if the model knows no users, or texts and no embedder.
+        """
+        self._check_conditional()
+        context = super().read_pairs(pairs)
+        if pairs:
+            context["context_option_ids"] = self._number_pairs(pairs)
+        return context
+
+    def answer_logits(
+        self, latents: torch.Tensor, questions: dict[str, torch.Tensor], numbers: torch.LongTensor | None = None
+    ) -> torch.Tensor:
+        """
+        Predict the answers of users to questions: [`ChoiceReaderMixin.answer_logits`]. The log-odds are those of
+        `choice_logits`: differences of rewards (eq. 7). Options are encoded once for all users.
+        """
+        embeds, ids = questions["context_embeds"][0], questions["context_option_ids"][0]  # (P, 2, E), (P, 2)
+        if numbers is not None:
+            embeds, ids = embeds[numbers.to(embeds.device)], ids[numbers.to(ids.device)]
+        # one user a question, or one for all
+        index = torch.arange(len(embeds), device=embeds.device) % latents.shape[-2]  # (P,)
+        options, option_ids = torch.cat(embeds.unbind(dim=1)), ids.T.flatten()  # (2P, E), (2P,)
+        return self.choice_logits(self(options, latents, context_index=index.repeat(2), option_ids=option_ids))
 
     @torch.no_grad()
     def score(
@@ -163,12 +182,21 @@ class TextScoringMixin:
         return torch.tensor([numbers.get(str(key), 0) for key in ids], device=self.device)
 
     def _options_of(self, pairs: list[dict]) -> list[dict]:
-        """The 2C options of pairs: chosen and rejected of the first, then of the second, ..."""
+        """The 2C options of pairs of texts: chosen and rejected of the first, then of the second, ..."""
         prompt = [part for part in KINDS[self.text_embedder.kind] if part == "prompt"]
         for index, pair in enumerate(pairs):
             check_pair(pair, f"Pair {index}", (*prompt, *SIDES))
-        return [
-            {**pair, "completion": pair[side], "option_id": pair.get(f"{side}_option_id")}
+        return [{**pair, "completion": pair[side]} for pair in pairs for side in SIDES]
+
+    def _number_pairs(self, pairs: list[dict]) -> torch.LongTensor:
+        """Number the options of pairs `(1, C, 2)`, which may be given by embeddings alone."""
+        options = [
+            {"option_id": pair.get(key), "completion": pair.get(side, "")}
             for pair in pairs
-            for side in SIDES
+            for side, key in zip(SIDES, ID_COLUMNS, strict=True)
         ]
+        return self.number_options(options).view(1, len(pairs), len(SIDES))
+
+    def _check_conditional(self) -> None:
+        if not self.config.conditional:
+            raise ValueError("This model has `conditional=False`: it knows no users. Call `score` without `latents`.")

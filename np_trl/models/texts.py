@@ -1,5 +1,5 @@
 """
-Preference pairs as texts: their parts, what is embedded of an option, and what must hold of a pair.
+The words of preference pairs: the names of their parts, what is embedded of an option, and what must hold of a pair.
 
 The one file of the remote-code shelf that `np_trl.data` imports too, so that training and use read choices alike. It
 imports nothing but the standard library.
@@ -10,7 +10,11 @@ import json
 
 
 SIDES = ("chosen", "rejected")
-# what is embedded of an option: these parts of it, a line break between them
+EMBED_COLUMNS = ("chosen_embeds", "rejected_embeds")
+ID_COLUMNS = ("chosen_option_id", "rejected_option_id")
+# of an embedding: beyond it a sum or a difference of two values may be infinite in float32
+LARGEST_VALUE = 1e37
+# the parts of an option that are embedded, with a line break between them
 KINDS = {"response": ("completion",), "prompt_response": ("prompt", "completion")}
 
 # of `chat_template_kwargs`: arguments of `apply_chat_template` that a trainer sets, not variables of a template
@@ -51,7 +55,7 @@ def option_text(option: dict, kind: str) -> str:
 
 
 def template_kwargs(pair: dict) -> dict:
-    """Return what a pair passes to the chat template: its `tools`, which may be JSON text, and `chat_template_kwargs`."""
+    """Return the arguments of the chat template in a pair: its `tools`, which may be JSON text, and `chat_template_kwargs`."""
     tools = pair.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     return {"tools": tools, **(pair.get("chat_template_kwargs") or {})}
@@ -118,10 +122,18 @@ def check_parts(parts: dict, where: str) -> None:
 
 
 def describe_tie(where: str, how: str, shown) -> str:
-    """The message about a pair whose options cannot be told apart."""
+    """The message about a pair whose options are the same."""
     return (
         f"`chosen` and `rejected` of {where} are {how} ({str(shown)[:60]!r}). A tie says nothing about the user: drop it; "
         "training does so with `drop_ties=True`."
+    )
+
+
+def describe_too_large(what: str, value: float) -> str:
+    """The message about an embedding with a value that float32 cannot compute with."""
+    return (
+        f"{what} holds a value of size {value:.3g}, but float32 computes with values up to {LARGEST_VALUE:.0e}. Scale the "
+        "embeddings down, or drop the pair."
     )
 
 

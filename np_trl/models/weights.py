@@ -1,6 +1,7 @@
 """Weights come from safetensors, and whole, or not at all; and they are saved so."""
 
 import json
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,25 +13,11 @@ from .checkpoint_format import name_what_is_wrong
 
 WHY_SAFETENSORS = "weights are read from safetensors alone: `.bin` and `.pt` files are pickles, which can run code."
 
-# what says where a model is
-_SOURCE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+# names of the files that hold a model's weights
+WEIGHT_FILE = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 
-
-def sample_weight(weight: torch.Tensor, samples: int = 1024) -> bytes:
-    """
-    Take values of a weight by which it can be recognised, in whatever precision it was loaded.
-
-    Args:
-        weight (`torch.Tensor`):
-            In float32 or bfloat16.
-        samples (`int`, *optional*, defaults to `1024`):
-            Largest number of values.
-
-    Returns:
-        `bytes`: evenly spaced values, rounded to bfloat16.
-    """
-    values = weight.detach().flatten()[:: -(-weight.numel() // samples)]
-    return values.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
+# arguments that locate a model
+SOURCE_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
 class WholeWeightsMixin:
@@ -88,7 +75,7 @@ class WholeWeightsMixin:
                 "`force_download=True`."
             ) from error
         if path is not None:
-            source = {name: kwargs[name] for name in _SOURCE_ARGUMENTS if kwargs.get(name) is not None}
+            source = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
             saved, _ = PreTrainedConfig.get_config_dict(path, **source)
             is_complete = saved.get("model_type") == cls.config_class.model_type
             cls._check_names(path, is_complete, info)
@@ -118,7 +105,7 @@ class WholeWeightsMixin:
         named = {"repo_id": folder.name, **kwargs} if push_to_hub else kwargs
         with TemporaryDirectory(dir=folder, prefix=".np_trl_") as part:
             super().save_pretrained(part, is_main_process, state_dict, push_to_hub, **named)
-            _put_in_place(Path(part), folder)
+            put_in_place(Path(part), folder)
 
     # Override: here the files are known and none of their weights was read.
     @staticmethod
@@ -159,7 +146,7 @@ class WholeWeightsMixin:
 
 
 def read_path(
-    path, mend: str = "Give the folder that a model or an adapter was saved in, or a name such as 'user/model'."
+    path, fix: str = "Give the folder that a model or an adapter was saved in, or a name such as 'user/model'."
 ) -> str:
     """
     Check where a model is to be loaded from.
@@ -167,7 +154,7 @@ def read_path(
     Args:
         path (`str` or `os.PathLike`):
             Directory or Hub name of a model or an adapter.
-        mend (`str`, *optional*):
+        fix (`str`, *optional*):
             What to do if there is none.
 
     Returns:
@@ -185,7 +172,7 @@ def read_path(
     parts = path.split("/")
     is_name = len(parts) <= 2 and all(map(_is_hub_name, parts))
     if not is_name and (not path or not Path(path).is_dir()):
-        raise OSError(f"There is no folder {path!r}, and no model on the Hub can have that name. {mend}")
+        raise OSError(f"There is no folder {path!r}, and no model on the Hub can have that name. {fix}")
     return path
 
 
@@ -253,24 +240,32 @@ def check_files(path: str, index: dict | None, files: list[str] | None) -> None:
         )
 
 
-def _put_in_place(part: Path, folder: Path) -> None:
+def put_in_place(part: Path, folder: Path) -> None:
     """
-    Move a saved model over one that is there. The configuration is taken away first and comes last, unless it stays as it is
-    and all weights are in one file: then each file is replaced at once, and any two of them fit.
+    Move a saved model over one that is there. The configuration is taken away first and comes last, unless it stays the same
+    and all weights are in one file: then each file is replaced at once, and any two of them fit. Whoever is stopped on the way
+    leaves no model that loads, rather than weights of two saves.
+
+    Args:
+        part (`Path`):
+            The folder that the model was saved to.
+        folder (`Path`):
+            Where it goes, on the same disk.
     """
-    new = [path.name for path in part.iterdir()]
-    is_saved = any(map(_is_weights, new))
-    stale = [path for path in folder.iterdir() if is_saved and _is_weights(path.name) and path.name not in new]
+    new = [path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()]
+    is_saved = any(map(is_weight_file, new))
+    stale = [path for path in folder.iterdir() if is_saved and is_weight_file(path.name) and path.name not in new]
     config = folder / "config.json"
     is_same = config.exists() and config.read_bytes() == (part / "config.json").read_bytes()
     if not is_same or stale or "model.safetensors" not in new:
         config.unlink(missing_ok=True)
-    for path in stale:  # which would be loaded instead of the new one, or lie about
-        path.unlink()
+    for path in stale:  # which would be loaded instead of the new one, or lie about it
+        path.unlink(missing_ok=True)
     for name in sorted(new, key="config.json".__eq__):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (part / name).replace(folder / name)
 
 
-def _is_weights(name: str) -> bool:
-    is_shard = name.startswith("model-") and name.endswith(".safetensors")
-    return is_shard or name in ("model.safetensors", "model.safetensors.index.json")
+def is_weight_file(name: str) -> bool:
+    """Whether a file is named like the weights of a model, or the index of them."""
+    return re.fullmatch(WEIGHT_FILE, name) is not None

@@ -75,7 +75,7 @@ def style_population(prompts: list[str], num_users: int, pairs_per_user: int, se
 
 
 def name_style(style: tuple[int, ...]) -> str:
-    """Name a type of users by what it likes: `long_list_casual_sure`."""
+    """Name a type of users by its preferences: `long_list_casual_sure`."""
     return "_".join(
         like if sign > 0 else other for sign, like, other in zip(style, ATTRIBUTES, OPPOSITES, strict=True)
     )

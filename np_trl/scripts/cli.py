@@ -3,6 +3,7 @@
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from importlib import import_module
+from importlib.metadata import version
 
 
 COMMANDS = {
@@ -15,16 +16,28 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    """Run the command that the first argument names, with the others."""
+def build_parser() -> ArgumentParser:
+    """Build the parser of the first argument; the command parses the others."""
     listed = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
     parser = ArgumentParser(
         prog="np-trl",
+        usage="%(prog)s [-h] [--version] COMMAND [--ARGUMENT VALUE ...]",
         description=f"Models that adapt to a new user from a few choices.\n\ncommands:\n{listed}",
         epilog="`np-trl COMMAND --help` lists the arguments of a command; `--config FILE` reads them from YAML.",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of the above")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('np_trl')}")
+    return parser
+
+
+def main() -> None:
+    """Run the command that the first argument names, with the others."""
+    parser = build_parser()
     command = parser.parse_args(sys.argv[1:2]).command
+    if command not in COMMANDS:
+        parser.print_help(sys.stderr)
+        what = "no command is given" if command is None else f"there is no command {command!r}"
+        parser.exit(2, f"\n{parser.prog}: error: {what}, choose one of {', '.join(COMMANDS)}\n")
     sys.argv = [f"{parser.prog} {command}", *sys.argv[2:]]
     import_module(f"np_trl.scripts.{command}").run()

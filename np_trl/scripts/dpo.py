@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, set_seed
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.dpo_baselines import BASELINES, DPOBaselines
 from np_trl.evaluation.generations import Generations, share_grammatical, style_judge
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
@@ -17,11 +18,11 @@ from np_trl.files import whole_file
 from np_trl.models import NPRewardModel, NPRewardModelConfig
 from np_trl.populations import style_bayes_accuracy, style_population
 from np_trl.populations.style import STYLES, split_prompts
-from np_trl.scripts.demo import STYLE_GEMMA, recipe
+from np_trl.scripts.command_parser import CommandParser
+from np_trl.scripts.demo import STYLE_GEMMA
 from np_trl.scripts.preference_arguments import PreferenceArguments
 from np_trl.trainer import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer
 from np_trl.trainer.policy import read_policy_config
-from np_trl.users.posterior import check_at_least
 
 
 EXAMPLE = "style_population"
@@ -101,9 +102,7 @@ class TrainerBuilder:
             **(training_args.model_init_kwargs or {}),
         }
         self.peft_config = get_peft_config(model_args)
-        num_layers = read_policy_config(
-            self.base, **self.source
-        ).num_hidden_layers  # or says what is wrong with the base
+        num_layers = read_policy_config(self.base, **self.source).num_hidden_layers  # or raises the error of the base
         if self.peft_config is not None and not embedded:
             context_layer = (self.film_kwargs or {}).get("context_layer", num_layers // 2)
             self.peft_config.layers_to_transform = list(range(context_layer, num_layers))
@@ -250,10 +249,8 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
             print_two_users(trainer, num_context)
     if training_args.push_to_hub:
         trainer.push_to_hub()
-    if trainer.model.config.film_site == "lora":
-        trainer.accelerator.print(
-            "\nWith LoRA gates no merged policy serves all users: examples/export.py writes each."
-        )
+    if trainer.model.config.modulation.needs_lora:
+        trainer.accelerator.print("\nWith LoRA gates no merged policy serves all users: `np-trl export` writes each.")
     else:
         merged_id = f"{trainer.hub_model_id}-merged" if training_args.push_to_hub else None
         trainer.save_merged(f"{training_args.output_dir}/merged", merged_id)
@@ -264,6 +261,6 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
 
 def run() -> None:
     """Parse the command line and run."""
-    parser = TrlParser((ScriptArguments, NPDPOConfig, ModelConfig))
-    arguments = sys.argv[1:] or ["--config", recipe("np_dpo_style")]
+    parser = CommandParser("dpo", (ScriptArguments, NPDPOConfig, ModelConfig))
+    arguments = sys.argv[1:] or ["--config", "np_dpo_style"]
     main(*parser.parse_args_and_config(arguments))

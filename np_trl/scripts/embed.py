@@ -17,12 +17,12 @@ import xxhash
 from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
-from trl import TrlParser
 
 from np_trl.data.embeddings import option_text, options_of, text_id
 from np_trl.data.loading import load_preferences
 from np_trl.files import whole_file
 from np_trl.models import TextEmbedder
+from np_trl.scripts.command_parser import CommandParser
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Shard:
 
 
 def checksum(table: pa.Table) -> str:
-    """A hash of what a shard says."""
+    """A hash of the content of a shard."""
     names = [table.column(name).to_pylist() for name in ("text_id", "kind")]
     digest = xxhash.xxh3_64(json.dumps(names).encode())
     digest.update(table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())
@@ -274,4 +274,4 @@ def main(script_args: ScriptArguments) -> None:
 
 def run() -> None:
     """Parse the command line and run."""
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    main(*CommandParser("embed", ScriptArguments).parse_args_and_config())

@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass, field
 
 from transformers import AutoModel
-from trl import TrlParser
 
 from np_trl.data import EvaluationProtocol, PreferenceRows
 from np_trl.evaluation.generations import Generations, Judge, reward_judge, style_judge
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.metrics.results import save_results
+from np_trl.scripts.command_parser import CommandParser
 from np_trl.scripts.evaluation_arguments import EvaluationArguments
 from np_trl.trainer import load_policy
 
@@ -51,7 +51,7 @@ def build_judge(names: list[str], rows: PreferenceRows, group_column: str | None
 
 
 def evaluate_generations(evaluation: PolicyEvaluation, script_args: ScriptArguments) -> dict[str, float]:
-    """Write for the users after each number of choices, and judge what is written."""
+    """Write for the users after each number of choices, and judge the answers."""
     device, metrics, opponent = evaluation.model.device, {}, None
     if script_args.opponent is not None:
         opponent = load_policy(script_args.opponent, dtype=script_args.dtype).to(device)
@@ -75,4 +75,4 @@ def main(script_args: ScriptArguments, protocol: EvaluationProtocol) -> None:
 
 def run() -> None:
     """Parse the command line and run."""
-    main(*TrlParser((ScriptArguments, EvaluationProtocol)).parse_args_and_config())
+    main(*CommandParser("evaluate", (ScriptArguments, EvaluationProtocol)).parse_args_and_config())

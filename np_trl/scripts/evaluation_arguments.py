@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.hf_argparser import HfArg
 
 from np_trl.data import EvaluationProtocol
@@ -22,7 +22,9 @@ class EvaluationArguments:
     output_dir: str = field(metadata={"help": "Where eval_results.json goes."})
     ref_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "The reference policy of a merged policy: its base model. An adapter names its own."},
+        metadata={
+            "help": "The reference policy of a merged policy whose base was a folder: that base. Others name their own."
+        },
     )
     embeddings: str | None = field(
         default=None, metadata={"help": "File or dataset with `text_id` and `embedding` of every text, once."}
@@ -64,9 +66,8 @@ class EvaluationArguments:
     def load(self, protocol: EvaluationProtocol) -> UserEvaluation:
         """Load the model and the users."""
         users, path, device = self.load_users(), self.model_name_or_path, PartialState().device
-        model, tokenizer, reference = load_model(path, self.dtype).to(device), None, None
+        model, reference = load_model(path, self.dtype).to(device), None
         if not is_reward_model(path):
-            tokenizer = AutoTokenizer.from_pretrained(path)
             settings = {"dpo_beta": self.beta, "context_max_length": self.max_length}
             settings["context_truncation"] = self.truncation_mode
             for name, value in settings.items():
@@ -79,7 +80,6 @@ class EvaluationArguments:
             users,
             protocol,
             reference=reference,
-            tokenizer=tokenizer,
             drop_short_users=self.drop_short_users,
             drop_ties=self.drop_ties,
             batch_size=self.batch_size,

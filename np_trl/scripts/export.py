@@ -3,11 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoTokenizer
-from trl import TrlParser
-
+from np_trl.scripts.command_parser import CommandParser
 from np_trl.trainer import load_policy
-from np_trl.users import UserProfile, export_adapter, export_model, read_pairs
+from np_trl.users import UserProfile, export_adapter, export_model
 from np_trl.users.user_file import name_users
 
 
@@ -29,26 +27,18 @@ class ScriptArguments:
         name_users(self.users)
 
 
-def read_user(path: Path, model, tokenizer) -> UserProfile:
-    """Read a user's profile, or choices in JSON."""
-    if path.suffix == ".safetensors":
-        return UserProfile.load(path, model, tokenizer)
-    return UserProfile(model, tokenizer, read_pairs(path))
-
-
 def main(script_args: ScriptArguments) -> None:
-    policy = load_policy(script_args.model_name_or_path).eval()  # says best what is wrong with a path
-    tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path)
-    users = {name: read_user(path, policy, tokenizer) for name, path in name_users(script_args.users).items()}
+    policy = load_policy(script_args.model_name_or_path).eval()
+    users = {name: UserProfile.from_file(path, policy) for name, path in name_users(script_args.users).items()}
     if script_args.form == "adapter":
         export_adapter(policy, users, script_args.output_dir)
     else:
         for name, user in users.items():
-            export_model(policy, user, Path(script_args.output_dir, name), tokenizer)
+            export_model(policy, user, Path(script_args.output_dir, name), policy.get_tokenizer())
     for name in users:
         print(f"{name}: {Path(script_args.output_dir, name)}")
 
 
 def run() -> None:
     """Parse the command line and run."""
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    main(*CommandParser("export", ScriptArguments).parse_args_and_config())

@@ -3,19 +3,23 @@
 from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer, set_seed
-from trl import TrlParser
 
+from np_trl.data.ranges import check_at_least
 from np_trl.models.texts import check_text
+from np_trl.scripts.command_parser import CommandParser
 from np_trl.trainer import load_policy
-from np_trl.users import read_pairs
-from np_trl.users.posterior import check_at_least
+from np_trl.users import UserProfile, read_pairs
+from np_trl.users.profile_file import is_profile
 
 
 @dataclass
 class ScriptArguments:
     model_name_or_path: str = field(metadata={"help": "A trained policy: a merged one, or an adapter with FiLM."})
     user: str | None = field(
-        default=None, metadata={"help": "JSON file with the choices of a user. Without it the base model writes."}
+        default=None,
+        metadata={
+            "help": "JSON file with the choices of a user, or a profile (.safetensors). Without it the base model writes."
+        },
     )
     prompts: list[str] = field(
         default_factory=lambda: ["How do I clean the bike?", "How do I tune the radio?"],
@@ -25,6 +29,13 @@ class ScriptArguments:
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=0.95, metadata={"help": "Probability mass of nucleus sampling."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling."})
+    as_messages: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether prompts are messages, to which the chat template applies. Default: where the choices of `user` are "
+            "messages. A profile does not say what they were: then prompts are texts."
+        },
+    )
 
     def __post_init__(self):
         if not self.prompts:
@@ -52,15 +63,22 @@ def tokenize(prompts: list[str], tokenizer, as_messages: bool):
     )
 
 
+def chose_between_messages(path: str | None) -> bool:
+    """Whether a user's choices, in a JSON file, are between messages."""
+    pairs = [] if path is None or is_profile(path) else read_pairs(path)
+    return bool(pairs) and isinstance(pairs[0]["chosen"], list)
+
+
 def main(script_args: ScriptArguments) -> None:
-    pairs = [] if script_args.user is None else read_pairs(script_args.user)
-    model = load_policy(script_args.model_name_or_path).eval()  # says best what is wrong with a path
+    as_messages = script_args.as_messages
+    if as_messages is None:
+        as_messages = chose_between_messages(script_args.user)
+    model = load_policy(script_args.model_name_or_path).eval()  # has the clearest error for a path
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path, padding_side="left")
     users = {}
     if script_args.user is not None:
-        latents = model.infer_user(pairs, tokenizer)  # (1, Z)
+        latents = UserProfile.from_file(script_args.user, model, tokenizer).latents  # (1, Z)
         users["latents"] = latents.expand(len(script_args.prompts), -1)
-    as_messages = bool(pairs) and isinstance(pairs[0]["prompt"], list)
     inputs = tokenize(script_args.prompts, tokenizer, as_messages)
     set_seed(script_args.seed)  # after loading, which draws
     outputs = model.generate(
@@ -79,4 +97,4 @@ def main(script_args: ScriptArguments) -> None:
 
 def run() -> None:
     """Parse the command line and run."""
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    main(*CommandParser("generate", ScriptArguments).parse_args_and_config())

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import set_seed
-from trl import TrlParser
 
 from np_trl.data.embeddings import add_option_ids
+from np_trl.data.ranges import check_at_least
 from np_trl.populations.piecewise import piecewise_bayes_accuracy, piecewise_population
-from np_trl.scripts.demo import recipe
+from np_trl.scripts.command_parser import CommandParser
 from np_trl.scripts.preference_arguments import PreferenceArguments
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
 from np_trl.trainer import NPRewardConfig, NPRewardTrainer
-from np_trl.users.posterior import check_at_least
 
 
 EXAMPLE = "example_4_1"
@@ -96,6 +95,6 @@ def main(script_args: ScriptArguments, training_args: NPRewardConfig, model_args
 
 def run() -> None:
     """Parse the command line and run."""
-    parser = TrlParser((ScriptArguments, NPRewardConfig, RewardModelArguments))
-    arguments = sys.argv[1:] or ["--config", recipe(f"np_reward_{EXAMPLE}")]
+    parser = CommandParser("reward", (ScriptArguments, NPRewardConfig, RewardModelArguments))
+    arguments = sys.argv[1:] or ["--config", f"np_reward_{EXAMPLE}"]
     main(*parser.parse_args_and_config(arguments))

@@ -1,4 +1,4 @@
-"""Adapters for a policy: what `peft_config` leaves open, as PEFT fills it in for the base model."""
+"""Defaults of adapters for a policy, as PEFT sets them for the base model."""
 
 import copy
 

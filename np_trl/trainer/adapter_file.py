@@ -1,4 +1,4 @@
-"""What a saved adapter says of itself, checked before anything believes it."""
+"""The files of a saved adapter, checked before they are used."""
 
 import dataclasses
 import json
@@ -16,7 +16,9 @@ from np_trl.models import ContextEncoder
 from np_trl.models.checkpoint_format import check_format
 from np_trl.models.configuration_context_encoder import ContextEncoderConfig
 from np_trl.models.configuration_film import FILM_FIELDS, LATER_FIELDS
+from np_trl.models.modulation import needs_lora
 from np_trl.models.weights import WHY_SAFETENSORS
+from np_trl.weight_identity import COMPARED_DTYPES
 
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -24,15 +26,16 @@ CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 # the name that TRL gives to a copy of an adapter that is trained further, as it was when that began: the reference policy
 REFERENCE = "ref"
 
-# fields of a base's configuration that training sets to what the tokenizer says
+# fields of a base's configuration that training copies from the tokenizer
 TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-# types of what `film` in an adapter's configuration says
+# types of the fields of `film` in an adapter's configuration
 _RECORD_TYPES = {
     "peft_type": str,
     "base_config": dict,
     "base_weights": dict,
     "film_site": str,
+    "film_layers": str,
     "num_gates": int | None,
     "context_layer": int,
     "option_pooling": str,
@@ -41,6 +44,8 @@ _RECORD_TYPES = {
     "context_truncation": str,
     "context_config": dict,
     "dpo_beta": int | float,
+    "reference_name_or_path": str | None,
+    "reference_revision": str | None,
     "base_dtypes": list,
     "base_subfolder": str,
     "generation_config": dict,
@@ -50,8 +55,7 @@ _RECORD_TYPES = {
 }
 # those that adapters of np_trl 0.1.0 do not have
 LATER_RECORDS = ("base_dtypes", "base_subfolder", "generation_config", "reference", "tokens", "weights")
-# weights of these dtypes are compared with those of the base, and adapters are saved in the first four
-COMPARED_DTYPES = (torch.float32, torch.bfloat16)
+# adapters are saved in these dtypes
 _ADAPTER_DTYPES = (*COMPARED_DTYPES, torch.float16, torch.float64)
 
 _ENCODER = "base_model.model.model.context_encoder."
@@ -60,7 +64,7 @@ _FILM = "base_model.model.model.film.weight"
 
 def read_adapter(path: str, **kwargs) -> tuple[PeftConfig, dict]:
     """
-    Read what a saved adapter says of itself, and check its weights.
+    Read the configuration of a saved adapter, and check its weights.
 
     Args:
         path (`str`):
@@ -104,20 +108,20 @@ def _read_config(path: str, file: str) -> dict:
 
 
 def _check_record(path: str, film: dict) -> None:
-    """Check what an adapter says of FiLM and its base."""
-    mend = f"Take the `{CONFIG_NAME}` that was saved with the weights."
+    """Check the fields of FiLM and of the base."""
+    fix = f"Take the `{CONFIG_NAME}` that was saved with the weights."
     if not isinstance(film, dict):
-        raise ValueError(f"The adapter in {path!r} has `film={_shorten(film)}`, which should be a JSON object. {mend}")
+        raise ValueError(f"The adapter in {path!r} has `film={_shorten(film)}`, which should be a JSON object. {fix}")
     check_format(film.get("format_version"))
     required = ("peft_type", "base_config", "base_weights", *FILM_FIELDS)
     missing = [field for field in required if field not in (*film, *LATER_FIELDS)]
     if missing:
-        raise ValueError(f"The adapter in {path!r} says nothing of {missing}, so its FiLM is unknown. {mend}")
+        raise ValueError(f"The adapter in {path!r} says nothing of {missing}, so its FiLM is unknown. {fix}")
     for field, kind in _RECORD_TYPES.items():
         value = film.get(field)
         if field in film and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ValueError(
-                f"The adapter in {path!r} has `film.{field}={_shorten(value)}`, which is no {_name(kind)}. {mend}"
+                f"The adapter in {path!r} has `film.{field}={_shorten(value)}`, which is no {_name(kind)}. {fix}"
             )
     _check_base_weights(path, film["base_weights"], {str(dtype) for dtype in film.get("base_dtypes", ["unknown"])})
     _check_use(path, film)
@@ -125,33 +129,33 @@ def _check_record(path: str, film: dict) -> None:
 
 def _check_base_weights(path: str, hashes: dict, dtypes: set[str]) -> None:
     """Check that an adapter says by which weights its base is known, unless they were of dtypes that cannot be compared."""
-    mend = f"Take the `{CONFIG_NAME}` that was saved with the weights."
+    fix = f"Take the `{CONFIG_NAME}` that was saved with the weights."
     if not hashes or not all(value is None or isinstance(value, str) for value in hashes.values()):
         raise ValueError(
             f"The adapter in {path!r} has `film.base_weights={_shorten(hashes)}`, which should be a hash for each part of the "
-            f"base. {mend}"
+            f"base. {fix}"
         )
     if set(hashes.values()) == {None} and dtypes <= {str(dtype) for dtype in COMPARED_DTYPES}:
         raise ValueError(
             f"The adapter in {path!r} has no hash of its base's weights, though they were {sorted(dtypes)} and can be "
-            f"compared: nobody could tell whether it belongs to its base. {mend}"
+            f"compared: nobody could tell whether it belongs to its base. {fix}"
         )
 
 
 def _check_use(path: str, film: dict) -> None:
-    """Check what an adapter says of its tokens, of how it generates, and of its reference policy."""
-    mend = f"Take the `{CONFIG_NAME}` that was saved with the weights."
+    """Check the fields of tokens, generation and the reference policy."""
+    fix = f"Take the `{CONFIG_NAME}` that was saved with the weights."
     tokens, reference = film.get("tokens", {}), film.get("reference")
     wrong = [name for name, value in tokens.items() if name not in TOKEN_FIELDS or not _is_token(value)]
     if wrong:
-        raise ValueError(f"The adapter in {path!r} has `film.tokens={_shorten(tokens)}`: {wrong} are wrong. {mend}")
+        raise ValueError(f"The adapter in {path!r} has `film.tokens={_shorten(tokens)}`: {wrong} are wrong. {fix}")
     if reference not in (None, REFERENCE):
-        raise ValueError(f"The adapter in {path!r} has `film.reference={reference!r}`, not {REFERENCE!r}. {mend}")
+        raise ValueError(f"The adapter in {path!r} has `film.reference={reference!r}`, not {REFERENCE!r}. {fix}")
     try:
         GenerationConfig.from_dict(film.get("generation_config", {}))
     except Exception as error:  # of whatever kind: it has checks of its own
         raise ValueError(
-            f"The adapter in {path!r} has a `film.generation_config` that fails ({error}). {mend}"
+            f"The adapter in {path!r} has a `film.generation_config` that fails ({error}). {fix}"
         ) from error
 
 
@@ -205,7 +209,7 @@ def _check_sizes(path: str, film: dict, shapes: dict[str, tuple[int, ...]]) -> N
             f"The adapter in {path!r} lacks weights {_FILM!r}, which would be random: it knows no users. Save it again with "
             f"`save_pretrained`, or take the weights that were saved with its `{CONFIG_NAME}`."
         )
-    outputs = film["num_gates"] if film["film_site"] == "lora" else shapes[_FILM][0]
+    outputs = film["num_gates"] if needs_lora(film["film_site"]) else shapes[_FILM][0]
     expected[_FILM] = (outputs, config.latent_size)
     for name, shape in expected.items():
         if name in shapes and shapes[name] != shape:
@@ -218,22 +222,22 @@ def _check_sizes(path: str, film: dict, shapes: dict[str, tuple[int, ...]]) -> N
 
 def _make_config(path: str, adapter: dict, shapes: dict[str, tuple[int, ...]]) -> PeftConfig:
     """Make PEFT's configuration of what an adapter says, if it is of a kind that can have FiLM."""
-    mend = f"Take the `{CONFIG_NAME}` that was saved with the weights."
+    fix = f"Take the `{CONFIG_NAME}` that was saved with the weights."
     if adapter["peft_type"] not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(
-            f"The adapter in {path!r} has `film.peft_type={adapter['peft_type']!r}`, which PEFT does not know. {mend}"
+            f"The adapter in {path!r} has `film.peft_type={adapter['peft_type']!r}`, which PEFT does not know. {fix}"
         )
     try:
         config = PeftConfig.from_peft_type(**adapter)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The adapter in {path!r} has a configuration that PEFT does not take: {type(error).__name__}: {error}. {mend}"
+            f"The adapter in {path!r} has a configuration that PEFT does not take: {type(error).__name__}: {error}. {fix}"
         ) from error
     if config.is_prompt_learning or adapter["peft_type"] == "XLORA" or adapter.get("megatron_config") is not None:
         raise ValueError(
             f"The adapter in {path!r} is of type {adapter['peft_type']!r} with `megatron_config="
             f"{_shorten(adapter.get('megatron_config'))}`: it would change the prompt, load other adapters or import other code, "
-            f"and none such is trained with FiLM. {mend}"
+            f"and none such is trained with FiLM. {fix}"
         )
     numbers = {
         field.name: getattr(config, field.name)
@@ -242,7 +246,7 @@ def _make_config(path: str, adapter: dict, shapes: dict[str, tuple[int, ...]]) -
     }
     wrong = {name: value for name, value in numbers.items() if not isinstance(value, int | float)}
     if wrong:
-        raise ValueError(f"The adapter in {path!r} has {_shorten(wrong)}, which should be numbers. {mend}")
+        raise ValueError(f"The adapter in {path!r} has {_shorten(wrong)}, which should be numbers. {fix}")
     ranks = adapter.get("rank_pattern") or {}
     ranks = {"r": numbers.get("r"), **ranks} if isinstance(ranks, dict) else {"rank_pattern": ranks}
     smallest = 0 if adapter["peft_type"] == "OFT" else 1  # which has blocks instead
@@ -255,7 +259,7 @@ def _make_config(path: str, adapter: dict, shapes: dict[str, tuple[int, ...]]) -
     if wrong:
         raise ValueError(
             f"The adapter in {path!r} has `r` or `rank_pattern` with {_shorten(wrong)}, which should be numbers from {smallest} to {largest}, the largest "
-            f"side of its weights. {mend}"
+            f"side of its weights. {fix}"
         )
     return config
 

@@ -1,5 +1,5 @@
 """
-Checkpoints that say what they hold and whose they are.
+Checkpoints with a seal: a list of their files, and the run that they belong to.
 
 A checkpoint is opened before anything of it is written, which leaves a note of the run. It is sealed when all of it is on the
 disk: the seal lists every file with size and hash, names the run, and has a hash of its own.
@@ -43,11 +43,11 @@ def open_checkpoint(folder: str, run: dict | None) -> None:
     stale = list(former["files"]) if former else []
     if is_unfinished(folder):
         stale = [name for name in _files(folder) if name.endswith((*_STATE_FILES, ".json"))]
-    for part in Path(folder).glob(".np_trl_*"):  # what a process that was stopped left behind: nobody else writes here
+    for part in Path(folder).glob(".np_trl_*"):  # left behind by a process that was stopped: nobody else writes here
         shutil.rmtree(part, ignore_errors=True)
     for name in (SEAL, *stale):
         path = Path(folder, name)
-        with suppress(OSError, ValueError):  # what is not there, or has a name that no file can have
+        with suppress(OSError, ValueError):  # a file that is absent, or a name that no file can have
             shutil.rmtree(path) if name == SEAL and path.is_dir() else path.unlink()
     write_whole(Path(folder, _NOTE), json.dumps(run))
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from np_trl.data import EvaluationProtocol, TaskSampling
-from np_trl.data.evaluation_protocol import PROTOCOL_FIELDS, check_at_least, check_protocol
+from np_trl.data.evaluation_protocol import PROTOCOL_FIELDS, check_protocol
+from np_trl.data.ranges import check_at_least
 
 
 @dataclass
@@ -130,4 +131,4 @@ class ContextConfigMixin:
         self.accelerator_config.dispatch_batches = False
 
     def _check_at_least(self, name: str, limit: int) -> None:
-        check_at_least(name, getattr(self, name), limit)
+        check_at_least(limit, **{name: getattr(self, name)})

@@ -1,6 +1,5 @@
-"""What the two trainers share: users become tasks at the dataloader, and evaluation runs over numbers of contexts."""
+"""The common part of the two trainers: users become tasks at the dataloader."""
 
-import itertools
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -14,7 +13,7 @@ from np_trl.data.task_stream import TaskStream, stream_embeddings
 from np_trl.data.user_selection import UserSelection
 from np_trl.data.validation import check_embed_size
 from np_trl.metrics.num_context_curve import check_group_names
-from np_trl.models.layers import Standardizer
+from np_trl.models.layers import fit_standardizers
 from np_trl.trainer.resumable_trainer import ResumableTrainerMixin
 from np_trl.trainer.sharing_trainer import SharingTrainerMixin
 from np_trl.trainer.user_evaluation import UserEvaluationMixin
@@ -97,33 +96,17 @@ class ContextualTrainerMixin(UserEvaluationMixin, SharingTrainerMixin, Resumable
             self.eval_dataset = {name: self._embed(dataset, name) for name, dataset in self.eval_dataset.items()}
         elif self.eval_dataset is not None:
             self.eval_dataset = self._embed(self.eval_dataset, "eval")
-        self._fit_standardizers()
+        fit_standardizers(self.model, self._read_embeddings())  # where the model has no statistics yet
 
     def _embed(self, dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
         return dataset if isinstance(dataset, IterableDataset) else self._with_embeddings(dataset, name)
 
-    def _fit_standardizers(self, max_rows: int = 50_000) -> None:
-        standardizers = [
-            module for module in self.model.modules() if isinstance(module, Standardizer) and not module.is_fitted
-        ]
-        batches = self._read_embeddings(max_rows) if standardizers else iter(())
-        start = next(batches, None)
-        if start is None:  # statistics are there, or the first tasks of a stream have no context
-            return
-        first, *others = standardizers
-        first.fit(itertools.chain([start], batches))
-        for standardizer in others:
-            standardizer.load_state_dict(first.state_dict())
-
-    def _read_embeddings(self, max_rows: int) -> Iterator[torch.Tensor]:
+    def _read_embeddings(self, max_rows: int = 50_000) -> Iterator[torch.Tensor]:
         """Embeddings of the training set, `(N, E)` at a time: of rows spread over all, or of the first tasks of a stream."""
         if isinstance(self.train_dataset, IterableDataset):
             yield from stream_embeddings(self.train_dataset, max_rows // 10)  # which may come from afar
             return
-        rows = PreferenceRows(self.train_dataset)
-        indices = range(0, len(self.train_dataset), -(-len(self.train_dataset) // max_rows))
-        for start in range(0, len(indices), 1024):
-            yield rows.embeds(indices[start : start + 1024]).flatten(0, 1)
+        yield from PreferenceRows(self.train_dataset).sample_embeds(max_rows)
 
     # Override: the one place through which training and evaluation sets pass on their way to the model.
     def _get_dataloader(
@@ -143,7 +126,7 @@ class ContextualTrainerMixin(UserEvaluationMixin, SharingTrainerMixin, Resumable
     def _training_tasks(self, rows: PreferenceRows) -> TrainingTasks:
         return TrainingTasks(rows, self.args.task_sampling, self.args.task_seed)
 
-    # Override: tasks come shuffled, and the epoch is part of what they hold.
+    # Override: tasks come shuffled, and depend on the epoch.
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         if isinstance(train_dataset, TrainingTasks):
             return TaskSampler(len(train_dataset), epoch=lambda: int(self.state.epoch or 0))

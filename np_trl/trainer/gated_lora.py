@@ -42,10 +42,10 @@ def check_gated_lora(peft_config: PeftConfig | None) -> None:
     Raises:
         `ValueError`: if it is another.
     """
-    mend = "Pass `peft_config=LoraConfig(...)` of plain LoRA, or choose another `film_site`."
+    fix = "Pass `peft_config=LoraConfig(...)` of plain LoRA, or choose another `film_site`."
     if not isinstance(peft_config, LoraConfig):
         kind = "no adapter" if peft_config is None else f"an adapter of type {str(peft_config.peft_type.value)!r}"
-        raise ValueError(f'`film_site="lora"` scales the directions of a LoRA adapter, but there is {kind}. {mend}')
+        raise ValueError(f'`film_site="lora"` scales the directions of a LoRA adapter, but there is {kind}. {fix}')
     defaults, fields = LoraConfig().to_dict(), peft_config.to_dict()
     changed = {name: value for name, value in fields.items() if value != defaults[name]}
     refused = sorted(changed.keys() - _COVERED_FIELDS - {"init_lora_weights"})
@@ -53,7 +53,7 @@ def check_gated_lora(peft_config: PeftConfig | None) -> None:
         refused.append("init_lora_weights")
     if refused:
         shown = ", ".join(f"{name}={changed[name]!r}" for name in refused)
-        raise ValueError(f'`film_site="lora"` does not cover adapters with {shown}. {mend}')
+        raise ValueError(f'`film_site="lora"` does not cover adapters with {shown}. {fix}')
 
 
 def count_directions(

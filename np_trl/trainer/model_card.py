@@ -38,7 +38,7 @@ _ROWS = {
     "shuffled_accuracy_se": "standard error of the control",
     "worst_decile_accuracy": "worst tenth of the users",
 }
-# what is taken over of a base model's card, and what it may look like there
+# fields that are copied from a base model's card, and the forms that they may have
 _LICENSE_FIELDS = {
     "license": re.compile(r"[\w.+-]{1,60}"),
     "license_name": re.compile(r"[\w.,+()/ -]{1,100}"),

@@ -18,18 +18,20 @@ from np_trl.models import ContextEncoder
 from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.weights import read_path
+from np_trl.trainer.adapter_loading import is_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
-from np_trl.trainer.film_adapter import FiLMPeftModel, hash_base_weights, is_adapter
+from np_trl.trainer.film_adapter import FiLMPeftModel
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import np_parameters, upcast_np_parameters
 from np_trl.trainer.policy_source import PolicySource, used_init_kwargs
-from np_trl.trainer.policy_start import PolicyStart
+from np_trl.trainer.policy_start import PolicyStart, check_output_dir
 from np_trl.trainer.sharing_trainer import copy_to_cpu, whole_model
 from np_trl.trainer.tokenizing_trainer import TokenizingTrainerMixin
 from np_trl.trainer.trl_loss import PolicyLossMixin
 from np_trl.trainer.trunk import check_trunk, embed_with_trunk, freeze_trunk
 from np_trl.trainer.uploads import files_to_share, upload
+from np_trl.weight_identity import base_of, hash_base_weights
 
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
         args = NPDPOConfig("NP-DPO") if args is None else args
         self._check_arguments(args, NPDPOConfig)
         if peft_config is None and not isinstance(model, PeftModel):
-            _check_output_dir(args.output_dir)
+            check_output_dir(args.output_dir)
         if not isinstance(ref_model, nn.Module | None):
             raise TypeError(
                 f"`ref_model` is a {type(ref_model).__name__}, but must be a model. Leave it out, or load it by "
@@ -138,7 +140,7 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
     def _adopt_adapter(self, source: PolicySource | None) -> None:
         """Have the adapter save FiLM, and the hashes of the base that it was trained on."""
         base_weights = self._base_weights
-        if isinstance(self.model, FiLMPeftModel):  # of `load_policy`, which read what its base was
+        if isinstance(self.model, FiLMPeftModel):  # of `load_policy`, which read the hashes of its base
             base_weights = self.model.base_weights
         elif base_weights is None:  # it came with an adapter
             base_weights = hash_base_weights(self.model.get_base_model(), self.model.peft_config)
@@ -147,11 +149,16 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
             self.model.base_subfolder = source.init_kwargs.get("subfolder") or ""
 
     def _describe_training(self, args: NPDPOConfig, embedded: bool) -> None:
-        """Say in the policy's configuration how it is trained, for its use."""
-        config = self.accelerator.unwrap_model(self.model).config
+        """Say in the policy's configuration how it is trained, for its use; and have it carry its tokenizer."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.set_tokenizer(self.processing_class)
+        config = model.config
         config.context_source = "columns" if embedded else "trunk"
         config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
         config.dpo_beta = args.beta
+        # nobody else could use the name of a folder
+        config.reference_name_or_path = None if self._base_revision is None else base_of(model).name_or_path
+        config.reference_revision = self._base_revision
 
     def load_context_encoder(self, path: str) -> None:
         """
@@ -298,15 +305,6 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
             groups.append({**group, "params": np_group, "lr": self.args.np_learning_rate})
         optimizer.param_groups[:] = [group for group in groups if group["params"]]
         return optimizer
-
-
-def _check_output_dir(output_dir: str) -> None:
-    """Check that a policy without an adapter can be saved there: before it is trained, not after."""
-    if Path(output_dir, "adapter_config.json").exists():
-        raise ValueError(
-            f"`output_dir={output_dir!r}` holds an adapter, and whoever loads the policy that is saved there would get that. Name "
-            "another folder, or pass a `peft_config`."
-        )
 
 
 def _is_embedded(dataset: Dataset | IterableDataset | None) -> bool:

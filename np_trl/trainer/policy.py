@@ -1,4 +1,4 @@
-"""Policies from paths: FiLM on the base model that a path holds, and checks of what was loaded."""
+"""Policies from paths: the base model of a path with FiLM added to it, and checks."""
 
 import logging
 import os
@@ -16,12 +16,14 @@ from np_trl.models.checkpoint_format import name_what_is_wrong
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import NP_MODULES, FiLMForCausalLMMixin
 from np_trl.models.hypernetwork import Hypernetwork
+from np_trl.models.modulation import needs_lora
 from np_trl.models.weights import check_json_files, read_path
-from np_trl.trainer.film_adapter import is_adapter, load_adapter, read_adapter
+from np_trl.trainer.adapter_file import read_adapter
+from np_trl.trainer.adapter_loading import is_adapter, load_adapter
 from np_trl.trainer.gated_lora import count_directions
 
 
-# what says where on the Hub, for the configuration as for the weights
+# arguments that locate a model on the Hub, for the configuration and for the weights
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -57,7 +59,8 @@ def load_policy(
             and for its base.
 
     Returns:
-        A causal LM with FiLM, inside a [`~peft.PeftModel`] if `path` holds an adapter.
+        A causal LM with FiLM, inside a [`~peft.PeftModel`] if `path` holds an adapter. It carries the tokenizer that is in
+        `path`, which is loaded when it is first needed.
 
     Raises:
         `ValueError`: if the architecture has no FiLM version, an adapter holds no FiLM weights or belongs to another base,
@@ -68,7 +71,7 @@ def load_policy(
     Example:
     ```python
     >>> policy = load_policy("user/np_dpo_style")
-    >>> policy.generate(**inputs, latents=policy.infer_user(pairs, tokenizer))
+    >>> policy.generate(**inputs, latents=policy.infer_user(pairs))
     ```
     """
     path = read_path(path)
@@ -88,7 +91,9 @@ def load_policy(
     base_model = read_path(base_model, f"It is the base of the adapter in {path!r}: say where it is by `base_model`.")
     with _without_load_report():
         base = create_policy(base_model, fields, revision=base_revision, token=token, **kwargs)
-    return load_adapter(base, path, adapter, film, is_trainable=is_trainable, **source)
+    policy = load_adapter(base, path, adapter, film, is_trainable=is_trainable, **source)
+    policy.set_tokenizer(path, **source)
+    return policy
 
 
 @contextmanager
@@ -126,7 +131,7 @@ def create_policy(
     policy, fields = _find_policy(path, **kwargs)
     kwargs = {name: value for name, value in kwargs.items() if not _is_setting(policy, name)}
     film_kwargs = dict(film_kwargs or {})
-    if film_kwargs.get("film_site") == "lora" and film_kwargs.get("num_gates") is None:
+    if needs_lora(film_kwargs.get("film_site")) and film_kwargs.get("num_gates") is None:
         plain = policy.config_class.from_dict(fields)
         film_kwargs["num_gates"] = count_directions(policy, plain, peft_config)
     config = policy.config_class.from_dict(fields, **film_kwargs)
@@ -216,7 +221,7 @@ def check_film_kwargs(path: str, film_kwargs: dict, **kwargs) -> None:
 
 
 def changed_fields(config: PreTrainedConfig, film_kwargs: dict) -> dict[str, tuple]:
-    """Fields of a policy's FiLM config that `film_kwargs` would change: what they are there and here, by name."""
+    """Fields of a policy's FiLM config that `film_kwargs` would change: by name, the value there and here."""
     found = {name: getattr(config, name) for name in FILM_FIELDS if name != "context_config"} | vars(
         config.context_config
     )

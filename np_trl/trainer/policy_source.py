@@ -1,4 +1,4 @@
-"""Where a policy comes from. TRL would load it from there, but knows no FiLM; so all that TRL loads is loaded here, alike."""
+"""The path of a policy. TRL would load model, reference and tokenizer from it, but knows no FiLM, so that they are loaded here."""
 
 import os
 from collections.abc import Iterator

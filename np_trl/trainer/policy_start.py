@@ -1,8 +1,9 @@
-"""What a policy's trainer starts from: a path that everything is loaded from, or a model that is there already."""
+"""The start of a policy's training: from a path, or from a model that is loaded already."""
 
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -67,7 +68,7 @@ class PolicyStart:
             source = PolicySource.of(model, args, quantization_config)
             start = cls(*source.load_policy(film_kwargs, peft_config, embedded, args.seed), source)
             check_policy(start.model)
-        if start.model.config.film_site == "lora" and not isinstance(start.model, PeftModel):
+        if start.model.config.modulation.needs_lora and not isinstance(start.model, PeftModel):
             check_gated_lora(start.peft_config)
         return start
 
@@ -93,3 +94,17 @@ class PolicyStart:
         """The reference policy of a policy that was loaded and is trained without an adapter, where one is needed."""
         is_needed = self.peft_config is None and (not args.precompute_ref_log_probs or is_fsdp_enabled())
         return self.source.load_reference(self.model) if self.source is not None and is_needed else None
+
+
+def check_output_dir(output_dir: str) -> None:
+    """
+    Check that a policy without an adapter can be saved in a folder: before it is trained, not after.
+
+    Raises:
+        `ValueError`: if there is an adapter.
+    """
+    if Path(output_dir, "adapter_config.json").exists():
+        raise ValueError(
+            f"`output_dir={output_dir!r}` holds an adapter, and whoever loads the policy that is saved there would get that. Name "
+            "another folder, or pass a `peft_config`."
+        )

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class ResumableTrainerMixin:
     """Mix into a trainer of transformers whose arguments are those of [`ContextConfigMixin`]."""
 
-    # what the checkpoints say of this run: its id, how often training was started in its folder, and `describe_run`
+    # the run as its checkpoints describe it: an id, the number of starts in its folder, and `describe_run`
     _run: dict | None = None
     # hashes of the weights that training starts from and does not keep, where there are some
     _base_weights: dict[str, str | None] | None = None
@@ -115,7 +115,7 @@ class ResumableTrainerMixin:
         self.state.best_global_step = self.state.global_step
 
     def _ask_first_process(self, question):
-        """What the first process, which reads the files, answers to all."""
+        """The answer of the first process, which reads the files, for all."""
         answer = [question() if self.is_world_process_zero() else None]
         return broadcast_object_list(answer)[0]
 
@@ -126,7 +126,7 @@ class ResumableTrainerMixin:
         return run is None or self._run is None or run["id"] == self._run["id"]
 
     def _begin_run(self, asked: str | bool | None) -> tuple[str | None, dict | None, str | None]:
-        """The checkpoint to resume from, what new checkpoints will say of the run, and what is wrong."""
+        """The checkpoint to resume from, the description of the run for new checkpoints, and an error."""
         model = self.accelerator.unwrap_model(self.model)
         base_weights = model.base_weights if isinstance(model, FiLMPeftModel) else self._base_weights
         facts = describe_run(self.args, self.train_dataset, model, base_weights)
@@ -142,14 +142,14 @@ class ResumableTrainerMixin:
             )
             if learning:
                 logger.warning(
-                    "The run of %r learned otherwise: %s. Learning rate, its schedule and the optimizer go on as they were "
+                    "The run of %r learned otherwise: %s. Learning rate, its schedule and the optimizer continue as they were "
                     "saved, and the loss changes from here on. Start without `resume_from_checkpoint` for a run that learns "
                     "so from its start.", checkpoint, show_differences(learning),
                 )  # fmt: skip
         return checkpoint, run, None
 
     def _find_checkpoint(self, asked: str | bool, facts: dict) -> tuple[str | None, str | None]:
-        """The checkpoint to resume from, or what is wrong."""
+        """The checkpoint to resume from, or an error."""
         if str(asked).lower() != "true":
             return asked, self._find_damage(asked) or _find_foreign(asked, facts)
         foreign = None
@@ -165,18 +165,18 @@ class ResumableTrainerMixin:
         )
 
     def _find_damage(self, checkpoint: str) -> str | None:
-        mend = "Resume from another one; `resume_from_checkpoint=True` takes the newest that is whole."
+        fix = "Resume from another one; `resume_from_checkpoint=True` takes the newest that is whole."
         if is_unfinished(checkpoint):
-            return f"The checkpoint {checkpoint!r} was not written to its end. {mend}"
+            return f"The checkpoint {checkpoint!r} was not written to its end. {fix}"
         if not is_sealed(checkpoint):
             logger.warning("%r has no `%s`, so that it cannot be checked whether it is whole.", checkpoint, SEAL)
         elif damaged := damaged_files(checkpoint):
-            return f"The checkpoint {checkpoint!r} is damaged: {damaged} are absent or not as they were saved. {mend}"
+            return f"The checkpoint {checkpoint!r} is damaged: {damaged} are absent or not as they were saved. {fix}"
         return None
 
 
 def _find_foreign(checkpoint: str, facts: dict) -> str | None:
-    """In what the run of a checkpoint is another one than that of the facts."""
+    """An error if the run of a checkpoint is another than the facts describe."""
     run = read_run(checkpoint)
     if run is None:
         if is_sealed(checkpoint):

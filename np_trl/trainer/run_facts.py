@@ -1,4 +1,4 @@
-"""What a run is known by: its data, its model, how its tasks are drawn, and how it learns. A checkpoint carries these facts."""
+"""The description of a run: its data, its model, how its tasks are drawn, and how it learns. A checkpoint carries it."""
 
 import json
 from dataclasses import fields
@@ -32,6 +32,8 @@ _PASSING_FIELDS = {
     "pad_token_id",
     "peft_version",
     "quantization_config",
+    "reference_name_or_path",
+    "reference_revision",
     "revision",
     "transformers_version",
     "use_cache",
@@ -157,7 +159,7 @@ def _describe_data(dataset: Dataset | IterableDataset, config) -> dict:
 
 
 def _lasting_fields(config) -> dict:
-    """The fields of a configuration, and of those in it, that say what it computes."""
+    """The fields of a configuration, and of those in it, that change what the model computes."""
     settings = config if isinstance(config, dict) else config.to_dict()
     return {
         name: _lasting_fields(value) if isinstance(value, dict) else value

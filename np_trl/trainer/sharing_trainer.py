@@ -2,8 +2,6 @@
 
 import copy
 import logging
-import os
-import re
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -17,8 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from np_trl.files import sync_folder, whole_folder, write_whole
 from np_trl.models.checkpoint_format import tokenizer_without_code
+from np_trl.models.weights import put_in_place
 from np_trl.trainer.model_card import AccuracyCurve, accuracy_curves, create_card, public_name
-from np_trl.trainer.uploads import WEIGHT_FILE, UploadingTrainerMixin
+from np_trl.trainer.uploads import UploadingTrainerMixin
 
 
 logger = logging.getLogger(__name__)
@@ -68,25 +67,9 @@ def whole_model(
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".np_trl_") as folder:
         yield Path(folder)
         sync_folder(folder)
-        _put_in_place(Path(folder), output_dir)
+        put_in_place(Path(folder), output_dir)
     if tokenizer is not None:
         _set_aside_templates(output_dir, tokenizer)
-
-
-def _put_in_place(part: Path, folder: Path) -> None:
-    """
-    Move a saved model over one that is there. Its configuration is taken away first and comes last: whoever is stopped on the
-    way leaves no model that loads, rather than weights of two saves.
-    """
-    names = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
-    Path(folder, "config.json").unlink(missing_ok=True)
-    for path in list(folder.iterdir()):  # weights of an earlier save, which would be loaded with or before these
-        if re.fullmatch(WEIGHT_FILE, path.name) and path.name not in names:
-            path.unlink(missing_ok=True)
-    for name in sorted(names, key="config.json".__eq__):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part / name, path)
 
 
 def _set_aside_templates(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -179,7 +162,7 @@ class SharingTrainerMixin(UploadingTrainerMixin):
             _set_aside_templates(Path(output_dir or self.args.output_dir), processing_class)
         self._save_card(output_dir or self.args.output_dir)
 
-    # Override: the card shows what is saved in eval_results.json.
+    # Override: the card shows the figures of eval_results.json.
     def save_metrics(self, split, metrics, combined=True):
         super().save_metrics(split, metrics, combined)
         if split == "eval":

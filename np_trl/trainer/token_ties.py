@@ -1,4 +1,4 @@
-"""Tokenised pairs: what truncation leaves of them, and those whose options it makes the same."""
+"""Ties in tokens: pairs whose options are the same after truncation."""
 
 import logging
 

@@ -70,7 +70,7 @@ from np_trl.trainer.latent_objectives import (
 from np_trl.trainer.reference_log_probs import ReferenceLogProbs
 
 
-# what a batch holds for the metrics, not for the model
+# tensors of a batch that are for the metrics, not for the model
 _FOR_METRICS = ("conditions", "new_options")
 _CONTEXT_KEYS = ("context_embeds", "context_mask", "context_index")
 
@@ -78,7 +78,7 @@ _CONTEXT_KEYS = ("context_embeds", "context_mask", "context_index")
 @dataclass
 class LossRecord:
     """
-    What the loss of a batch of P target pairs was computed of.
+    The pairs and log-odds of one loss, of a batch of P target pairs.
 
     Args:
         num_pairs (`int`):

@@ -1,4 +1,4 @@
-"""What goes to the Hub: by a list of what belongs to a model, whatever else lies in its folder."""
+"""Uploads to the Hub: by a list of the files that belong to a model, not of the folder that they are in."""
 
 import glob
 import re
@@ -14,15 +14,15 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
 from np_trl.metrics.results import save_results
+from np_trl.models.weights import WEIGHT_FILE
 
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-WEIGHT_FILE = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 _TOKENIZER_FILES = (
     "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json", "tokenizer.json",
     "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
-# what a checkpoint has beside a model, without which no run resumes from it: of one process, DeepSpeed and FSDP
+# the state of a run in a checkpoint, beside the model: of one process, DeepSpeed and FSDP
 _STATE_FILE = (
     r"(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth|trainer_state\.json|latest|pytorch_model_fsdp\.bin"
     r"|(global_step\d+|pytorch_model_fsdp_\d+|optimizer_\d+)/.*"
@@ -36,8 +36,8 @@ def files_to_share(
     with_state: bool = False,
 ) -> list[str]:
     """
-    List what belongs to a saved model: its weights, configuration and code, its tokenizer, its card. Whatever else lies in
-    the folder, such as profiles, logs, data, or another model, is nobody else's concern.
+    List what belongs to a saved model: its weights, configuration and code, its tokenizer, its card. Other
+    files in the folder, such as profiles, logs, data, or another model, stay private.
 
     Args:
         folder (`str` or `Path`):
@@ -64,7 +64,7 @@ def files_to_share(
         patterns.append(r"additional_chat_templates/[^/]+\.jinja")
     if with_state:
         patterns.append(_STATE_FILE)
-    inside = Path(folder).resolve()  # a link may lead to what is nobody else's concern
+    inside = Path(folder).resolve()  # a link may lead out of the folder
     files_there = (
         path for path in Path(folder).rglob("*") if path.is_file() and path.resolve().is_relative_to(inside)
     )

@@ -1,4 +1,4 @@
-"""Evaluation of users: what is kept of each task, the control, and the curve over numbers of context pairs."""
+"""Evaluation of users in a trainer: the layout of predictions, the control, and the curve over numbers of context pairs."""
 
 from collections import defaultdict
 

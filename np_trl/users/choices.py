@@ -1,4 +1,4 @@
-"""Choices as a model reads them: the key of a pair, and its embeddings."""
+"""Choices as a model has read them: the key of a pair, and its context set."""
 
 import hashlib
 import hmac
@@ -8,10 +8,7 @@ from functools import cached_property
 
 import torch
 
-from np_trl.data.embedding_columns import LARGEST_VALUE, describe_too_large
-from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
-from np_trl.models.pairs import empty_context
-from np_trl.models.texts import SIDES, canonical, check_pair, describe_tie
+from np_trl.models.texts import EMBED_COLUMNS, ID_COLUMNS, SIDES, canonical
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,8 @@ class Choice:
 
     @classmethod
     def read(cls, model, tokenizer, pair: dict) -> "Choice":
-        """Read a pair: [`read_choices`]."""
-        choice = cls("", read_choices(model, tokenizer, [pair]))
+        """Read a pair, as the model does: [`ChoiceReaderMixin.read_pairs`]."""
+        choice = cls("", model.read_pairs([pair], tokenizer))
         return cls(choice.key_for(key_of(pair)), choice.context)
 
     @cached_property
@@ -78,107 +75,9 @@ def reverse(pair: dict) -> dict:
     return swapped
 
 
-@torch.no_grad()
-def read_choices(model, tokenizer, pairs: list[dict], batch_size: int = 32) -> dict[str, torch.Tensor]:
-    """
-    Read choices as a model sees them.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A policy or a reward model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`] or `None`):
-            The tokenizer of a policy that embeds options with its trunk.
-        pairs (`list[dict]`):
-            C preference pairs: texts, as the model's `infer_user` takes them, or `chosen_embeds` and `rejected_embeds` of
-            size E. All of one kind.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Number of pairs that are embedded at once.
-
-    Returns:
-        `dict[str, torch.Tensor]`: one context set, the arguments of the model's `infer_latents`.
-
-    Raises:
-        `ValueError`: if training would refuse a pair ([`check_pair`]), or an embedding is not of size E or not finite, or those
-        of a pair are the same.
-    """
-    for index, pair in enumerate(pairs):
-        _check_kind(pair, index, embedded=_is_embedded(pairs[0]))
-    if not _is_embedded(pairs[0]):
-        arguments = [] if tokenizer is None else [tokenizer]
-        batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
-        return join_contexts([model.read_pairs(batch, *arguments) for batch in batches], model.device)
-    embed_size = model.config.context_config.embed_size
-    embeds = torch.stack([_read_embeds(pair, index, embed_size) for index, pair in enumerate(pairs)])  # (C, 2, E)
-    context = {"context_embeds": embeds.unsqueeze(0), "context_mask": torch.ones(1, len(pairs), dtype=torch.bool)}
-    if numbers_options(model):
-        options = [
-            {"option_id": pair.get(f"{side}_option_id"), "completion": pair.get(side, "")}
-            for pair in pairs
-            for side in SIDES
-        ]
-        context["context_option_ids"] = model.number_options(options).view(1, len(pairs), len(SIDES))
-    return {name: values.to(model.device) for name, values in context.items()}
-
-
-def no_choices(model) -> dict[str, torch.Tensor]:
-    """The context set of a user without choices: the arguments of the model's `infer_latents`."""
-    context = empty_context(model.config.context_config.embed_size, model.device)
-    if numbers_options(model):
-        mask = context["context_mask"]
-        context["context_option_ids"] = torch.zeros(*mask.shape, len(SIDES), dtype=torch.long, device=mask.device)
-    return context
-
-
 def join_contexts(contexts: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
     """Join context sets of the same users, in order, along their pairs."""
     return {name: torch.cat([context[name].to(device) for context in contexts], dim=1) for name in contexts[0]}
-
-
-def numbers_options(model) -> bool:
-    """Whether this is a reward model, which may know options by a number."""
-    return hasattr(model.config, "option_ids")
-
-
-def _is_embedded(pair) -> bool:
-    return isinstance(pair, dict) and set(EMBED_COLUMNS) <= pair.keys()
-
-
-def _check_kind(pair, index: int, embedded: bool) -> None:
-    """Check that a pair is of the kind of the first one: texts, or embeddings."""
-    if not isinstance(pair, dict) or not embedded and not _is_embedded(pair):
-        check_pair(pair, f"Pair {index}", SIDES)
-    elif not embedded:
-        raise ValueError(
-            f"Pair {index} is given by embeddings, but the first pair by texts. Give all pairs of a user in the same way."
-        )
-    elif missing := [name for name in EMBED_COLUMNS if name not in pair]:
-        raise ValueError(
-            f"Pair {index} has no {missing}. Each pair needs {list(EMBED_COLUMNS)}, as the first one has."
-        )
-
-
-def _read_embeds(pair: dict, index: int, embed_size: int) -> torch.Tensor:
-    """Read the embeddings of a pair `(2, E)`."""
-    columns = []
-    for name in EMBED_COLUMNS:
-        try:
-            values = torch.as_tensor(pair[name], dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"`{name}` of pair {index} holds no numbers ({error}). Give a list of {embed_size} of them."
-            ) from error
-        if values.shape != (embed_size,) or not values.isfinite().all():
-            raise ValueError(
-                f"`{name}` has shape {tuple(values.shape)}, but this model takes ({embed_size},), and finite values. "
-                f"Embed the option of pair {index} as in training."
-            )
-        if values.abs().max() > LARGEST_VALUE:
-            raise ValueError(describe_too_large(f"`{name}` of pair {index}", float(values.abs().max())))
-        columns.append(values)
-    ids = [pair.get(name) for name in ID_COLUMNS]  # options that are told apart by a number are no tie
-    if torch.equal(*columns) and ids[0] == ids[1]:
-        raise ValueError(describe_tie(f"pair {index}", "embedded alike", columns[0].tolist()))
-    return torch.stack(columns)
 
 
 def _to_list(value) -> list:

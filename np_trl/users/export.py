@@ -15,6 +15,7 @@ from np_trl.models.checkpoint_format import tokenizer_without_code
 from np_trl.models.configuration_film import FILM_FIELDS
 from np_trl.models.film import NP_MODULES
 from np_trl.models.lora_gate import DirectionGate
+from np_trl.models.modulation import AttentionFiLM, LoRAGate
 from np_trl.models.pairs import stack_latents
 
 
@@ -42,13 +43,13 @@ def export_model(policy: PreTrainedModel | PeftModel, user, path: str | Path, to
         there is not one user.
         `FileExistsError`: if there is something in the folder.
     """
-    site, base = policy.config.film_site, _base(policy)
-    if site == "block":
+    modulation, base = policy.config.modulation, _base(policy)
+    if "model" not in modulation.exports:
         raise ValueError(
-            'With `film_site="block"` a user scales and shifts what a whole decoder block adds up, which no weight of a plain '
+            f'With `film_site="{policy.config.film_site}"` a user scales and shifts what a whole decoder block adds up, which no weight of a plain '
             'model does. Train with `film_site="lora"` or `film_site="attention"` to export users.'
         )
-    if site == "attention" and not hasattr(base.config, "attention_bias"):
+    if modulation.needs_bias and not hasattr(base.config, "attention_bias"):
         raise ValueError(
             f"A shift of the attention's output needs a bias there, and the architecture of {type(base).__name__} has none. "
             'Train with `film_site="lora"`, which exports users of every architecture.'
@@ -58,17 +59,10 @@ def export_model(policy: PreTrainedModel | PeftModel, user, path: str | Path, to
             "The weights of this policy are quantised, and what a user changes would be rounded away. Load it without "
             "`quantization_config`."
         )
-    film = _modulation(policy, user)
+    values = _modulation(policy, user)
     with whole_folder(path) as folder:
-        copied = copy.deepcopy(policy)
-        if site == "lora":
-            for _, output, gate in _gated_layers(copied):
-                output.weight.mul_(film[:, gate.part].to(output.weight.device))
-        if isinstance(copied, PeftModel):
-            copied = copied.base_model.merge_and_unload()
-        if site == "attention":
-            _fold_attention(copied, film[0])
-        _to_plain(copied).save_pretrained(folder)
+        folded = _FOLDS[modulation](copy.deepcopy(policy), values)
+        _to_plain(folded).save_pretrained(folder)
         if tokenizer is not None:
             tokenizer_without_code(tokenizer).save_pretrained(folder)
 
@@ -100,7 +94,7 @@ def export_adapter(policy: PeftModel, users, path: str | Path) -> None:
     >>> model.set_adapter("bob")
     ```
     """
-    if policy.config.film_site != "lora":
+    if "adapter" not in policy.config.modulation.exports:
         raise ValueError(
             f"With `film_site={policy.config.film_site!r}` a user shifts activations, which no LoRA adapter does. Train with "
             '`film_site="lora"`, or export the user as a model: `export_model` takes `film_site="attention"`.'
@@ -134,13 +128,13 @@ def _fits_a_name(name: str) -> bool:
         return False
 
 
-def _save_adapter(policy: PeftModel, film: torch.Tensor, path: Path) -> None:
+def _save_adapter(policy: PeftModel, gates: torch.Tensor, path: Path) -> None:
     layers = _gated_layers(policy)
     adapter = policy.active_adapter
     state = get_peft_model_state_dict(policy, adapter_name=adapter, save_embedding_layers=False)
     state = {name: weight for name, weight in state.items() if not _is_ours(name)}
     for name, output, gate in layers:
-        state[f"{name}.lora_B.weight"] = output.weight * film[:, gate.part].to(output.weight)  # (out, r)
+        state[f"{name}.lora_B.weight"] = output.weight * gates[:, gate.part].to(output.weight)  # (out, r)
     config = copy.deepcopy(policy.peft_config[adapter])
     config.modules_to_save = [name for name in config.modules_to_save if name not in NP_MODULES] or None
     config.inference_mode = True
@@ -164,7 +158,7 @@ def _modulation(policy: PreTrainedModel | PeftModel, user) -> torch.Tensor:
     latents = stack_latents([user], policy)
     if latents.shape[0] != 1:
         raise ValueError(f"`user` has latents of {latents.shape[0]} users. Export one at a time: `latents[:1]`.")
-    return _base(policy).model.infer_film(latents)
+    return _base(policy).model.infer_modulation(latents)
 
 
 def _gated_layers(policy: PreTrainedModel | PeftModel) -> list[tuple[str, nn.Module, DirectionGate]]:
@@ -184,18 +178,35 @@ def _gated_layers(policy: PreTrainedModel | PeftModel) -> list[tuple[str, nn.Mod
     return layers
 
 
-def _fold_attention(model: PreTrainedModel, film: torch.Tensor) -> None:
-    """Fold scales and shifts `(L, 2, H)` into the output projections. All four projections get biases, or none."""
+def _merge(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return policy.base_model.merge_and_unload() if isinstance(policy, PeftModel) else policy
+
+
+def _fold_gates(policy: PeftModel, gates: torch.Tensor) -> PreTrainedModel:
+    """Scale the directions of the LoRA adapter by gates `(1, G)`, and merge it."""
+    for _, output, gate in _gated_layers(policy):
+        output.weight.mul_(gates[:, gate.part].to(output.weight.device))
+    return _merge(policy)
+
+
+def _fold_attention(policy: PreTrainedModel | PeftModel, film: torch.Tensor) -> PreTrainedModel:
+    """Fold scales and shifts `(1, L, 2, H)` into the output projections. All four projections get biases, or none."""
+    model = _merge(policy)
     model.config.attention_bias = True
-    for layer, (scale, shift) in zip(model.model.layers, film, strict=True):
+    for layer in model.model.layers:
         attention = layer.self_attn
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
             if projection.bias is None:
                 projection.bias = nn.Parameter(projection.weight.new_zeros(projection.out_features))
-        output = attention.o_proj
+    for layer, (scale, shift) in zip(model.model.layers[model.config.first_film_layer :], film[0], strict=True):
+        output = layer.self_attn.o_proj
         scale, shift = scale.to(output.weight.device), shift.to(output.weight.device)
         output.weight.mul_(scale.unsqueeze(1))
         output.bias.mul_(scale).add_(shift)
+    return model
+
+
+_FOLDS = {AttentionFiLM: _fold_attention, LoRAGate: _fold_gates}
 
 
 def _to_plain(model: PreTrainedModel) -> PreTrainedModel:

@@ -2,23 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from accelerate.utils import align_module_device
-from peft import PeftModel
-from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from np_trl.models.configuration_film import FILM_FIELDS
-from np_trl.models.weights import sample_weight
+from np_trl.weight_identity import base_of, hash_module, sample_weight
 
 
-# fields of a policy's configuration that change how its trunk embeds options
-_TRUNK_FIELDS = ("context_layer", "option_pooling", "context_max_length", "context_truncation")
-# those that do not: how a model was loaded, saved and trained, what it returns and ends with, and what is above the trunk
+# fields of configurations that do not change latents: of loading, saving and training, of outputs and end tokens, and of the
+# layers above the trunk
 _OTHER_FIELDS = {
     *FILM_FIELDS,
     "architectures",
@@ -48,13 +41,13 @@ _OTHER_FIELDS = {
     "use_cache",
     "vocab_size",
 }
-# what PEFT wraps around a model and its modules
+# names that PEFT adds around a model and its modules
 _WRAPPING = {"base_model", "model", "modules_to_save", "default", "base_layer"}
 
 
 def fingerprint(model: nn.Module) -> str:
     """
-    Hash what a latent depends on: the context encoder with its statistics, the options with vectors, and the embedder, which
+    Hash everything that a latent depends on: the context encoder with its statistics, the options with vectors, and the embedder, which
     is the policy's trunk or the model that the config names. Neither where a model lies counts, nor whether it is in float32 or
     bfloat16.
 
@@ -65,14 +58,10 @@ def fingerprint(model: nn.Module) -> str:
     Returns:
         `str`: 16 hexadecimal digits, the same for an adapter and the policy that it is merged into.
     """
-    base = _base_of(model)
+    base = base_of(model)
     digest = hashlib.sha256(json.dumps(_settings(base), sort_keys=True, default=str).encode())
-    for name, module in _inferring_modules(base):
-        for path, part in sorted(module.named_modules()):
-            with align_module_device(part):  # where weights are offloaded
-                for key, values in _own_tensors(part):
-                    digest.update(f"{name} {path} {key} {tuple(values.shape)}".encode())
-                    digest.update(_describe(values))
+    for name, module in base.inferring_modules():
+        hash_module(module, name, digest)
     return digest.hexdigest()[:16]
 
 
@@ -95,32 +84,24 @@ def check_fingerprint(found: str, model: nn.Module, what: str) -> None:
     if found not in (expected, _fingerprint_0_1(model)):
         raise ValueError(
             f"{what} is of another model (fingerprint {found!r}; this model has {expected!r}). Latents of different models "
-            "have nothing in common: infer the user anew from the choices."
+            "have nothing in common: infer the user again from the choices."
         )
 
 
 def is_same_model(one: nn.Module, other: nn.Module) -> bool:
     """Whether two models are one, alone or inside an adapter."""
-    return _base_of(one) is _base_of(other)
-
-
-def _base_of(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return base_of(one) is base_of(other)
 
 
 def _settings(base: nn.Module) -> dict:
-    """What the configuration says of how latents are inferred."""
-    config = base.config
-    settings = {"context": config.context_config.to_diff_dict()}
-    settings["context"] = {key: value for key, value in settings["context"].items() if key not in _OTHER_FIELDS}
-    if hasattr(config, "option_ids"):  # a reward model
-        embedder = base.__dict__.get("text_embedder")  # assigned, or made of what the config says
-        embedder = config.embedder if embedder is None else asdict(embedder)
-        return settings | {"option_ids": config.option_ids, "embedder": _describe_embedder(embedder)}
-    if config.context_source != "trunk":
-        return settings
-    decoder = {key: value for key, value in config.to_diff_dict().items() if key not in _OTHER_FIELDS}
-    return settings | {"decoder": decoder, **{name: getattr(config, name) for name in _TRUNK_FIELDS}}
+    """The settings that decide how latents are inferred, wherever the model lies and whatever it was saved as."""
+    settings = {"context": base.config.context_config.to_diff_dict(), **base.inference_settings()}
+    for name in ("context", "decoder"):
+        if name in settings:
+            settings[name] = {key: value for key, value in settings[name].items() if key not in _OTHER_FIELDS}
+    if "embedder" in settings:
+        settings["embedder"] = _describe_embedder(settings["embedder"])
+    return settings
 
 
 def _describe_embedder(embedder: dict | None) -> dict | None:
@@ -145,48 +126,9 @@ def _sample_file(path: Path, samples: int = 256, size: int = 4096) -> str:
     return digest.hexdigest()
 
 
-def _inferring_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that infer latents, by name, without what PEFT wraps around them."""
-    backbone = getattr(base, "model", base)
-    yield "context_encoder", _active(backbone.context_encoder)
-    if getattr(base.config, "option_ids", None):
-        yield "option_vectors", base.option_vectors
-    if getattr(base.config, "context_source", None) == "trunk":
-        yield "embed_tokens", _active(base.get_input_embeddings())
-        for index in range(base.config.context_layer):
-            yield f"layers.{index}", backbone.layers[index]
-
-
-def _active(module: nn.Module) -> nn.Module:
-    """The copy of a module that an adapter has trained, where there is one."""
-    if not isinstance(module, ModulesToSaveWrapper):
-        return module
-    return module.modules_to_save[module.active_adapters[0]]
-
-
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers of a module itself, in order."""
-    tensors = dict(module.named_parameters(recurse=False))
-    saved = module.state_dict(keep_vars=True).keys()
-    tensors |= {name: values for name, values in module.named_buffers(recurse=False) if name in saved}
-    yield from sorted(tensors.items())
-
-
-def _describe(values: torch.Tensor, block: int = 2**24) -> bytes:
-    """Values by samples, and all of them by sums of their bits, which do not depend on an order of summation."""
-    if not values.is_floating_point():  # quantised
-        return values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    samples, total, squares = sample_weight(values, block if values.numel() <= 2**16 else 1024), 0, 0
-    for part in values.detach().flatten().split(block):
-        bits = part.to("cpu", torch.bfloat16).view(torch.int16).long()
-        total, squares = total + int(bits.sum()), squares + int((bits * bits).sum())
-    return samples + f"{total} {squares}".encode()
-
-
 def _fingerprint_0_1(model: nn.Module) -> str:
     """The fingerprint of np_trl 0.1.0, which saved profiles carry."""
-    config = model.config
-    trunk = getattr(config, "context_layer", 0) if getattr(config, "context_source", None) == "trunk" else 0
+    trunk = sum(name.startswith("layers.") for name, _ in base_of(model).inferring_modules())
     inferring = {"context_encoder", "option_vectors", *(["embed_tokens"] if trunk else [])}
     weights = {}
     for name, weight in model.named_parameters():
@@ -195,7 +137,7 @@ def _fingerprint_0_1(model: nn.Module) -> str:
         if "original_module" in parts or weight.is_meta or not (in_trunk or inferring.intersection(parts)):
             continue
         weights[".".join(part for part in parts if part not in _WRAPPING)] = weight
-    digest = hashlib.sha256(json.dumps(getattr(config, "embedder", None), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(model.config.to_dict().get("embedder"), sort_keys=True).encode())
     for name in sorted(weights):
         digest.update(f"{name} {tuple(weights[name].shape)}".encode())
         digest.update(sample_weight(weights[name]))

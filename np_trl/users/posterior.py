@@ -1,7 +1,8 @@
-"""What the choices of a user leave open: latents drawn from all that agree with them."""
+"""The posterior of a user's latent: draws of latents that agree with the choices."""
 
 import torch
 
+from np_trl.data.ranges import check_at_least
 from np_trl.users.choices import join_contexts
 from np_trl.users.questions import QuestionPool, as_pool
 
@@ -18,7 +19,7 @@ def sample_latents(
     Draw latents of a user, as far as the choices leave them open.
 
     A normal latent is drawn from its moments. Latents that are points are those of an ensemble of drawn context sets: the
-    user is asked questions of the pool in thought, answers each as the model predicts from all answers before it, and the
+    user answers simulated questions of the pool, each as the model predicts from all answers before it, and the
     latent is inferred from the choices and these answers (a martingale posterior: Fong, Holmes and Walker, 2023).
 
     Args:
@@ -27,9 +28,9 @@ def sample_latents(
         num_samples (`int`, *optional*, defaults to `64`):
             Number of draws S.
         pool ([`QuestionPool`] or `list[dict]`, *optional*):
-            Questions of which each draw answers some in thought. Not needed, and not used, for normal latents.
+            Questions of which each draw simulates some answers. Not needed, and not used, for normal latents.
         num_imagined (`int`, *optional*, defaults to `4`):
-            Number of questions that each draw answers in thought; all that are not answered yet, if they are fewer.
+            Number of answers that each draw simulates; all that are not answered yet, if they are fewer.
             Policies were found to select better questions with 4 than with 10.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
@@ -46,9 +47,7 @@ def sample_latents(
         mean, std = model.infer_moments(**user.context_set)
         return mean + std * torch.randn(num_samples, mean.shape[1], generator=generator).to(std)
     if pool is None:
-        raise ValueError(
-            "This model infers a latent that is a point. Pass `pool`: pairs of which the user is asked some in thought."
-        )
+        raise ValueError("This model infers a latent that is a point. Pass `pool`: pairs whose answers are simulated.")
     pool = as_pool(pool, user)
     unanswered = torch.tensor(pool.unanswered(user))
     if len(unanswered) == 0:
@@ -66,15 +65,3 @@ def sample_latents(
 def is_gaussian(model) -> bool:
     """Whether a model infers a normal distribution of a user's latent, rather than a point."""
     return model.config.context_config.latent_distribution == "gaussian"
-
-
-def check_at_least(smallest: int, **numbers: int) -> None:
-    """
-    Check numbers, given by name.
-
-    Raises:
-        `ValueError`: if one is too small.
-    """
-    for name, number in numbers.items():
-        if number < smallest:
-            raise ValueError(f"`{name}={number}` must be at least {smallest}. Raise it.")

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 
-from np_trl.users.choices import Choice, join_contexts, key_of, no_choices
+from np_trl.data.ranges import check_at_least
+from np_trl.users.choices import Choice, join_contexts, key_of
 from np_trl.users.fingerprint import check_fingerprint, fingerprint, is_same_model
-from np_trl.users.posterior import check_at_least, is_gaussian, sample_latents
-from np_trl.users.profile_file import read_profile, write_profile
+from np_trl.users.posterior import is_gaussian, sample_latents
+from np_trl.users.profile_file import is_profile, read_profile, write_profile
+from np_trl.users.user_file import read_pairs, write_pairs
 
 
 class UserProfile:
@@ -23,7 +25,7 @@ class UserProfile:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A policy or a reward model, in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The tokenizer of a policy that embeds options with its trunk.
+            Another tokenizer than that which a policy carries.
         pairs (`list[dict]`, *optional*):
             Choices to start with, as [`UserProfile.add`] takes them.
 
@@ -32,7 +34,7 @@ class UserProfile:
 
     Example:
     ```python
-    >>> ada = UserProfile(policy, tokenizer)
+    >>> ada = UserProfile(policy)
     >>> ada.add({"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"})
     >>> policy.generate(**inputs, users=[ada, bob])  # one user a row
     >>> ada.save("ada.safetensors")
@@ -40,10 +42,7 @@ class UserProfile:
     """
 
     def __init__(self, model, tokenizer=None, pairs: Iterable[dict] = ()):
-        if not getattr(model.config, "conditional", True):
-            raise ValueError(
-                "This model has `conditional=False`: it knows no users, so there can be no profile of one."
-            )
+        model.no_choices()  # which a model that knows no users refuses
         self.model, self.tokenizer = model, tokenizer
         self._choices: list[Choice] = []
         self.add(*pairs)
@@ -75,7 +74,7 @@ class UserProfile:
                 of size E.
 
         Raises:
-            `ValueError`: if training would refuse a pair ([`read_choices`]). None is added then.
+            `ValueError`: as [`ChoiceReaderMixin.read_pairs`]. None is added then.
         """
         self._choices += [Choice.read(self.model, self.tokenizer, pair) for pair in pairs]
 
@@ -149,7 +148,7 @@ class UserProfile:
     def context_set(self) -> dict[str, torch.Tensor]:
         """The choices as the arguments of the model's `infer_latents`, with `context_embeds` of shape `(1, C, 2, E)`."""
         if not self._choices:
-            return no_choices(self.model)
+            return self.model.no_choices()
         return join_contexts([choice.context for choice in self._choices], self.model.device)
 
     def check_model(self, model, what: str = "The profile") -> None:
@@ -212,7 +211,7 @@ class UserProfile:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
                 The model of the profile.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-                Its tokenizer.
+                Another tokenizer than that which a policy carries.
 
         Raises:
             `ValueError`: if the file is damaged or no profile, or the profile is of another model.
@@ -222,3 +221,52 @@ class UserProfile:
         profile = cls(model, tokenizer)
         profile._choices = choices
         return profile
+
+    @classmethod
+    def from_json(cls, path: str | Path, model, tokenizer=None) -> "UserProfile":
+        """
+        Read a user's choices from a file, such as those of `examples/users`.
+
+        Args:
+            path (`str` or `Path`):
+                A JSON file, `{"pairs": [{"prompt": ..., "chosen": ..., "rejected": ...}, ...]}`: [`read_pairs`].
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]), tokenizer
+                ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Those of [`UserProfile`].
+
+        Raises:
+            `ValueError`: if the file is damaged or holds no pairs, or as [`UserProfile.add`].
+            `FileNotFoundError`: if there is no such file.
+        """
+        return cls(model, tokenizer, read_pairs(path))
+
+    @staticmethod
+    def to_json(path: str | Path, pairs: Iterable[dict]) -> None:
+        """
+        Write choices to a file from which [`UserProfile.from_json`] reads the same user. A profile keeps no texts, so they
+        are given here.
+
+        Args:
+            path (`str` or `Path`), pairs (`Iterable[dict]`):
+                Those of [`write_pairs`].
+
+        Raises:
+            `ValueError`: as [`write_pairs`].
+        """
+        write_pairs(path, pairs)
+
+    @classmethod
+    def from_file(cls, path: str | Path, model, tokenizer=None) -> "UserProfile":
+        """
+        Read a user from either kind of file: a saved profile, whose name ends with `.safetensors`, or choices in JSON.
+
+        Args:
+            path (`str` or `Path`), model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]), tokenizer
+                ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Those of [`UserProfile.load`] and of [`UserProfile.from_json`].
+
+        Raises:
+            `ValueError`: as these two.
+        """
+        read = cls.load if is_profile(path) else cls.from_json
+        return read(path, model, tokenizer)

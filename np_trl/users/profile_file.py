@@ -1,4 +1,4 @@
-"""The file of a user's profile: written whole, and checked for what it holds before anything of it is used."""
+"""The file of a user's profile: written whole, and checked before it is used."""
 
 import hashlib
 import json
@@ -9,12 +9,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from np_trl.files import whole_file
-from np_trl.models.pairs import empty_context
-from np_trl.users.choices import Choice, numbers_options
+from np_trl.users.choices import Choice
 
 
 # the key of the file's metadata under which the facts stand
 FACTS = "np_trl.UserProfile"
+
+
+def is_profile(path: str | Path) -> bool:
+    """Whether a file of a user is a saved profile by its name, rather than choices in JSON."""
+    return Path(path).suffix == ".safetensors"
 
 
 def write_profile(path: str | Path, fingerprint: str, keys: list[str], context: dict[str, torch.Tensor]) -> None:
@@ -102,10 +106,7 @@ def _read_facts(text: str, path: str | Path) -> dict:
 
 def _check_context(tensors: dict[str, torch.Tensor], num_choices: int, model, path: str | Path) -> None:
     """Check that a context set of C choices is one that the model reads."""
-    config, expected = model.config, empty_context(model.config.context_config.embed_size, torch.device("cpu"))
-    if numbers_options(model):
-        expected["context_option_ids"] = torch.zeros(1, 1, 2, dtype=torch.long)
-    problem = None
+    config, expected, problem = model.config, model.no_choices(), None
     if set(tensors) - {"context_option_ids"} != set(expected) - {"context_option_ids"} or set(tensors) - set(expected):
         problem = f"it holds {sorted(tensors)}, but must hold {sorted(expected)}"
     for name in expected.keys() & tensors.keys() if problem is None else ():

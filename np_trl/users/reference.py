@@ -15,7 +15,8 @@ REFERENCE_ADAPTER = "ref"  # TRL's name of the copy of an adapter that training 
 def reference_policy(policy: PreTrainedModel | PeftModel) -> nn.Module:
     """
     The policy that a policy was trained against, to be run without users: of an adapter its base, or, where training was
-    resumed from a saved adapter, that adapter. Of a merged policy, whose base is no longer there, it is the policy itself.
+    resumed from a saved adapter, that adapter. Of a merged policy, whose base is no longer there, it is the policy itself; so
+    it is of a reward model, which needs none.
 
     PEFT switches adapters off for everyone who runs the model at that moment. So what is returned shares the weights of the
     policy, but no switch: threads that write for users at the same time do not notice.

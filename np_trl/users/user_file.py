@@ -1,10 +1,17 @@
-"""A user's choices in a file, as the scripts take them."""
+"""Files of a user's choices, as the scripts take them."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from np_trl.models.texts import SIDES, check_pair
+import torch
+
+from np_trl.files import write_whole
+from np_trl.models.texts import EMBED_COLUMNS, ID_COLUMNS, SIDES, canonical, check_pair
+
+
+# of a pair, what models read
+_READ = ("prompt", *SIDES, "tools", "chat_template_kwargs", *ID_COLUMNS, *EMBED_COLUMNS)
 
 
 def name_users(paths: Iterable[str | Path]) -> dict[str, Path]:
@@ -66,3 +73,32 @@ def read_pairs(path: str | Path) -> list[dict]:
     for index, pair in enumerate(pairs):
         check_pair(pair, f"Pair {index} in {str(path)!r}", SIDES)
     return pairs
+
+
+def write_pairs(path: str | Path, pairs: Iterable[dict]) -> None:
+    """
+    Write a user's choices, as [`read_pairs`] reads them. The texts stand in the file as they are: keep it as personal data.
+
+    Args:
+        path (`str` or `Path`):
+            A JSON file in a folder that exists. It appears when it is complete; until then the old one stays.
+        pairs (`Iterable[dict]`):
+            Preference pairs of texts. What no model reads, such as `user_id`, is left out.
+
+    Raises:
+        `ValueError`: if training would refuse a pair, or it holds what JSON cannot say. Nothing is written then.
+    """
+    written = []
+    for index, pair in enumerate(pairs):
+        where = f"Pair {index} for {str(path)!r}"
+        check_pair(pair, where, SIDES)
+        kept = {name: pair[name] for name in _READ if pair.get(name) is not None}
+        kept |= {name: torch.as_tensor(kept[name]).tolist() for name in EMBED_COLUMNS if name in kept}
+        try:
+            written.append(json.dumps(canonical(kept), ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where} cannot be written as JSON ({error}). Give texts and lists of numbers."
+            ) from error
+    content = ",\n  ".join(written)
+    write_whole(path, f'{{"pairs": [\n  {content}\n]}}\n' if written else '{"pairs": []}\n')

@@ -16,7 +16,7 @@ def test_runs_survive(tmp_path):
         assert "File too large" in results["full_disk"]["error"] and results["full_disk"]["newest"] == 4
         assert "KeyboardInterrupt" in results["interrupted"]["error"] and results["interrupted"]["newest"] == 4
         for result in results.values():
-            assert result["equal"]  # losses and weights, to the bit
+            assert result["equal"]  # bit-identical losses and weights
     assert sum(report[case]["killed"]["while a checkpoint was written"] for case in ("reward", "lora")) > 0
     not_finite, one_dies = report["not_finite"], report["one_dies"]
     assert "`chosen_embeds` of pair 0 in the context of user 25 holds NaN" in not_finite["error"]

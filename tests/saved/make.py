@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from np_trl import NPDPOTrainer, NPRewardTrainer, UserProfile
+from np_trl import NPDPOTrainer, NPRewardTrainer, UserProfile, load_policy
 from np_trl.trainer.checkpoints import seal_checkpoint
 from tests.testing_utils import (
     STYLE_GEMMA,
@@ -68,8 +68,19 @@ def make_adapter(site: str, folder: Path) -> dict:
         trainer.save_model(folder)
         facts = policy_facts(trainer.model.eval(), trainer.processing_class)
         if site == "block":
-            shutil.copytree(Path(runs, "checkpoint-1"), HERE / "policy_checkpoint")
+            keep_checkpoint(Path(runs, "checkpoint-1"), HERE / "policy_checkpoint")
     return facts
+
+
+def keep_checkpoint(source: Path, folder: Path) -> None:
+    """Keep what np_trl writes of a checkpoint: the pickles of transformers and torch are not ours."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.pt", "*.pth", "*.bin", "*.py", "README.md"))
+    seal_checkpoint(folder)
+
+
+def read_checkpoint(folder: Path) -> dict:
+    policy = load_policy(str(folder), base_model=STYLE_GEMMA).eval()
+    return policy_facts(policy, AutoTokenizer.from_pretrained(folder))
 
 
 def make_reward(folder: Path) -> dict:
@@ -80,7 +91,7 @@ def make_reward(folder: Path) -> dict:
         trainer = NPRewardTrainer(model, args=args, train_dataset=embedded_rows())
         trainer.train()
         trainer.save_model(folder)
-        shutil.copytree(Path(runs, "checkpoint-1"), HERE / "reward_checkpoint")
+        keep_checkpoint(Path(runs, "checkpoint-1"), HERE / "reward_checkpoint")
     row = embedded_rows(seed=1)[0]
     user = UserProfile(model.eval(), pairs=[row])
     user.save(HERE / "reward_user.safetensors")
@@ -109,20 +120,14 @@ def main() -> None:
         "reward_model": make_reward(HERE / "reward_model"),
         "merged": make_merged(HERE / "merged"),
         "adapter_block": make_adapter("block", HERE / "adapter_block"),
+        "policy_checkpoint": read_checkpoint(HERE / "policy_checkpoint"),
         "adapter_lora": make_adapter("lora", HERE / "adapter_lora"),
         "adapter_attention": make_adapter("attention", HERE / "adapter_attention"),
     }
     for path in HERE.rglob("*"):  # what loading by np_trl does not read
         is_code = path.suffix == ".py" and path.parent != HERE
-        if (
-            is_code
-            or path.name == "README.md"
-            or path.name == "training_args.bin"
-            and "checkpoint" not in path.parent.name
-        ):
+        if is_code or path.name in ("README.md", "training_args.bin"):
             path.unlink()
-    for name in ("policy_checkpoint", "reward_checkpoint"):
-        seal_checkpoint(HERE / name)
     (HERE / "facts.json").write_text(json.dumps(facts, indent=1))
 
 

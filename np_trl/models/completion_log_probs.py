@@ -7,6 +7,8 @@ from torch import nn
 # at a time: the largest number of sequences, and of logits, which are half a GiB in float32
 MAX_ROWS, MAX_LOGITS = 64, 2**27
 
+TOKENS = ("input_ids", "attention_mask", "completion_mask")
+
 
 @torch.no_grad()
 def completion_log_probs(
