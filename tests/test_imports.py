@@ -160,6 +160,24 @@ def test_the_public_names_are_few_and_documented():
     assert names == {name for cell in table for name in re.findall(r"`(\w+)`", cell)} and len(names) <= 24
 
 
+def test_what_the_readme_imports_from_the_root_is_public():
+    import np_trl
+
+    readme = (ROOT / "README.md").read_text()
+    shown = ", ".join(re.findall(r"^from np_trl import (.*)$", readme, re.M)).split(", ")
+    shown += re.findall(r"\bnp_trl\.(\w+)`", readme)
+    assert {"NPDPOTrainer", "load_policy", "simulate_users"} <= set(shown) <= set(np_trl.__all__)
+
+
+def test_the_names_of_a_decoder_follow_from_its_line():
+    from np_trl import models
+
+    for policy in models.POLICIES.values():
+        for model_class in (policy, policy.config_class, policy.model_class):
+            assert getattr(models, model_class.__name__) is model_class
+    assert len(models.__all__) == len(set(models.__all__)) == 6 + 3 * len(models.POLICIES)
+
+
 def test_every_package_is_installed():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")

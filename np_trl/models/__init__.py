@@ -22,6 +22,15 @@ from .text_embedder import TextEmbedder
 # type of a plain decoder -> the policy that is made of it
 POLICIES = {policy.config_class.plain_type(): policy for policy in FiLMForCausalLMMixin.__subclasses__()}
 
+__all__ = [
+    "POLICIES",
+    "ContextEncoder",
+    "ContextEncoderConfig",
+    "NPRewardModel",
+    "NPRewardModelConfig",
+    "TextEmbedder",
+]
+
 # registered with transformers, and with the auto classes whose code `save_pretrained` copies beside the weights
 for policy in POLICIES.values():
     AutoConfig.register(policy.config_class.model_type, policy.config_class)
@@ -30,6 +39,7 @@ for policy in POLICIES.values():
     policy.config_class.register_for_auto_class("AutoConfig")
     policy.model_class.register_for_auto_class("AutoModel")
     policy.register_for_auto_class("AutoModelForCausalLM")
+    __all__ += [policy.config_class.__name__, policy.model_class.__name__, policy.__name__]
 
 AutoConfig.register("np_reward", NPRewardModelConfig)
 AutoModel.register(NPRewardModelConfig, NPRewardModel)
