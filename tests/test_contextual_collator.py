@@ -32,10 +32,10 @@ def tokenized_rows():
 def test_the_batch_contract():
     rows = PreferenceRows(tokenized_rows())
     view = TrainingTasks(rows, SAMPLING, seed=0)
-    collator = ContextualCollator(TokenTargets(DataCollatorForPreference(pad_token_id=0)), SAMPLING)
+    collator = ContextualCollator(TokenTargets(DataCollatorForPreference(pad_token_id=0)))
     tasks = [view[item] for item in range(4)]
     batch = collator(tasks)
-    draws = [task.draw(SAMPLING) for task in tasks]
+    draws = [task.draw() for task in tasks]
     num_contexts = [len(context) for context, _ in draws]
     assert batch["input_ids"].shape == batch["completion_mask"].shape == (24, 5)
     assert batch["context_embeds"].shape == (4, max(1, *num_contexts), 2, 6)
@@ -55,15 +55,15 @@ def test_the_batch_contract():
 def test_a_batch_without_any_context_keeps_one_masked_pair():
     sampling = TaskSampling(0, 0, 3, context_in_target=False)
     view = TrainingTasks(PreferenceRows(embedded_rows()), sampling, seed=0)
-    batch = ContextualCollator(EmbeddingTargets(), sampling)([view[0], view[1]])
+    batch = ContextualCollator(EmbeddingTargets())([view[0], view[1]])
     assert batch["context_embeds"].shape == (2, 1, 2, 6) and not batch["context_mask"].any()
 
 
 def test_embedded_targets_come_chosen_first():
     rows = PreferenceRows(embedded_rows())
     view = TrainingTasks(rows, SAMPLING, seed=0)
-    batch = ContextualCollator(EmbeddingTargets(), SAMPLING)([view[0], view[1]])
-    targets = [index for item in (0, 1) for index in view[item].draw(SAMPLING)[1]]
+    batch = ContextualCollator(EmbeddingTargets())([view[0], view[1]])
+    targets = [index for item in (0, 1) for index in view[item].draw()[1]]
     assert batch["option_embeds"].equal(torch.cat([rows.embeds(targets)[:, 0], rows.embeds(targets)[:, 1]]))
     assert batch["attention_mask"].equal(torch.ones(12, 1, dtype=torch.long))
 
@@ -71,12 +71,12 @@ def test_embedded_targets_come_chosen_first():
 def test_evaluation_batches_tell_user_and_number_of_contexts():
     rows = PreferenceRows(embedded_rows(num_users=3))
     view = EvaluationTasks(rows, [0, 2], num_targets=4, seed=0)
-    batch = ContextualCollator(EmbeddingTargets(), SAMPLING)([view[item] for item in range(len(view))])
+    batch = ContextualCollator(EmbeddingTargets())([view[item] for item in range(len(view))])
     assert batch["conditions"].tolist() == [[0, 0], [1, 0], [2, 0], [0, 2], [1, 2], [2, 2]]
 
 
 def test_drawn_tasks_and_plain_pairs_are_collated():
-    collator = ContextualCollator(EmbeddingTargets(), SAMPLING)
+    collator = ContextualCollator(EmbeddingTargets())
     rows = embedded_rows().to_list()
     batch = collator(
         [
@@ -95,12 +95,12 @@ def test_options_are_numbered_where_the_model_knows_them():
     dataset = dataset.add_column("chosen_option_id", [f"joke{index % 4}" for index in range(18)])
     dataset = dataset.add_column("rejected_option_id", ["joke1", None, "new"] * 6)
     sampling = TaskSampling(min_context=1, max_context=2, num_targets=3, context_in_target=False)
-    collator = ContextualCollator(EmbeddingTargets(), sampling, option_ids=["joke0", "joke1", "joke2", "joke3"])
+    collator = ContextualCollator(EmbeddingTargets(), option_ids=["joke0", "joke1", "joke2", "joke3"])
     rows = PreferenceRows(dataset)
     tasks = TrainingTasks(rows, sampling, seed=0)
     items = [tasks[0], tasks[1]]
     batch = collator(items)
-    contexts, targets = zip(*(task.draw(sampling) for task in items), strict=True)
+    contexts, targets = zip(*(task.draw() for task in items), strict=True)
     pairs = [index for target in targets for index in target]
     number = {"joke0": 1, "joke1": 2, "joke2": 3, "joke3": 4}
     expected = [number.get(dataset[int(index)][column], 0) for column in ID_COLUMNS for index in pairs]
@@ -112,7 +112,7 @@ def test_options_are_numbered_where_the_model_knows_them():
 
 
 def test_columns_called_context_and_target_are_no_tasks():
-    collator = ContextualCollator(EmbeddingTargets(), SAMPLING)
+    collator = ContextualCollator(EmbeddingTargets())
     rows = embedded_rows().to_list()[:3]
     expected = collator(rows)["option_embeds"]
     for context, target in (("a text", "another"), (["a"], ["b"]), (None, None)):
@@ -123,7 +123,7 @@ def test_columns_called_context_and_target_are_no_tasks():
 def test_streamed_users_are_told_apart_by_63_bits():
     """`plumless` and `buckeroo` have the same CRC-32; of 100,000 users two would with a chance of 69 %."""
     rows = embedded_rows().to_list()
-    collator = ContextualCollator(EmbeddingTargets(), SAMPLING)
+    collator = ContextualCollator(EmbeddingTargets())
     users = ["plumless", "buckeroo", *map(str, range(2000)), 7, np.int64(8)]
     batch = collator([{"user_id": user, "context": [], "target": rows[:1], "task_number": 2**50} for user in users])
     conditions = batch["conditions"]
@@ -147,6 +147,6 @@ def test_streamed_users_are_told_apart_by_63_bits():
 def test_bad_embeddings_of_streamed_tasks_are_named(embedding, message):
     rows = embedded_rows().to_list()
     rows[1]["chosen_embeds"] = rows[1]["rejected_embeds"] if embedding == "rejected" else embedding
-    collator = ContextualCollator(EmbeddingTargets(), SAMPLING, embed_size=6)
+    collator = ContextualCollator(EmbeddingTargets(), embed_size=6)
     with pytest.raises(ValueError, match=message):
         collator([{"user_id": "a", "context": rows[:2], "target": rows[2:4]}])

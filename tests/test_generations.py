@@ -42,7 +42,7 @@ def test_every_user_is_written_for_after_its_own_choices(generations):
     rows, model = generations.rows, generations.model
     tasks = generations.protocol.tasks(rows)
     task = next(task for task in map(tasks.__getitem__, range(len(tasks))) if (task.user, task.num_context) == (3, 2))
-    contexts, targets = task.draw(None)
+    contexts, targets = task.draw()
     with torch.no_grad():
         latents = model.infer_latents(rows.embeds(contexts).unsqueeze(0), torch.ones(1, 2))
     torch.testing.assert_close(generations.latents[6:7], latents)

@@ -68,9 +68,9 @@ def test_target_sets_hold_each_users_pairs(context_in_target):
     sampling = TaskSampling(min_context=1, max_context=3, num_targets=4, context_in_target=context_in_target)
     tasks = TrainingTasks(rows, sampling, seed=0)
     items = [tasks[index] for index in range(3)]
-    sets = target_sets(ContextualCollator(EmbeddingTargets(), sampling)(items), context_in_target)
+    sets = target_sets(ContextualCollator(EmbeddingTargets())(items), context_in_target)
     for user, task in enumerate(items):
-        contexts, targets = task.draw(sampling)
+        contexts, targets = task.draw()
         pairs = targets if context_in_target else [*contexts, *targets]
         torch.testing.assert_close(sets["target_embeds"][user][sets["target_mask"][user]], rows.embeds(pairs))
 

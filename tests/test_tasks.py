@@ -26,8 +26,8 @@ def tasks(seed: int = 0, sampling: TaskSampling = SAMPLING, **kwargs) -> Trainin
     return TrainingTasks(PreferenceRows(embedded_rows(**kwargs)), sampling, seed)
 
 
-def draw(task, sampling: TaskSampling = SAMPLING) -> tuple[int, tuple, tuple]:
-    context, target = task.draw(sampling)
+def draw(task) -> tuple[int, tuple, tuple]:
+    context, target = task.draw()
     return task.user, tuple(context.tolist()), tuple(target.tolist())
 
 
@@ -73,7 +73,7 @@ def test_contexts_lie_inside_or_outside_the_targets(context_in_target):
     view = tasks(sampling=sampling, pairs_per_user=9)
     sizes = set()
     for item in range(5 * len(view)):
-        user, context, target = draw(view[item], sampling)
+        user, context, target = draw(view[item])
         assert len(set(target)) == 5 and len(set(context)) == len(context)
         assert set(context) <= set(target) if context_in_target else not set(context) & set(target)
         assert set(context + target) <= set(view.rows.of_user(user).tolist())
@@ -121,7 +121,7 @@ def test_a_stranger_of_the_control_gives_no_answers_away():
     twice = PreferenceRows(Dataset.from_list(rows + [{**row, "user_id": 1} for row in rows]))
     control = EvaluationTasks(twice, [0, 4], num_targets=20, seed=0, shuffled_contexts=[4], num_draws=5)
     for task in map(control.__getitem__, range(len(control))):
-        contexts, targets = task.draw(SAMPLING)
+        contexts, targets = task.draw()
         assert len(contexts) == 4 and not set(twice.pair_codes[contexts]) & set(twice.pair_codes[targets])
 
 
@@ -171,7 +171,7 @@ def test_targets_may_be_kept_to_other_prompts_than_the_contexts():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(num_workers):
     view = tasks()
-    collator = ContextualCollator(EmbeddingTargets(), SAMPLING)
+    collator = ContextualCollator(EmbeddingTargets())
     loader = DataLoader(view, batch_size=3, collate_fn=collator, num_workers=num_workers, sampler=range(len(view)))
     for batch, start in zip(loader, range(0, len(view), 3), strict=True):
         expected = collator([view[item] for item in range(start, min(start + 3, len(view)))])
@@ -191,7 +191,7 @@ def test_roles_say_which_pairs_are_contexts_and_which_are_targets(shuffled):
     evaluation = EvaluationTasks(rows, [0, 5], num_targets=20, seed=0, shuffled_contexts=shuffled)
     targets = defaultdict(set)
     for task in map(evaluation.__getitem__, range(len(evaluation))):
-        context, target = task.draw(SAMPLING)
+        context, target = task.draw()
         assert rows.is_context[context].all() and not rows.is_context[target].any()
         assert len(context) == task.num_context
         targets[task.user, task.num_context] |= set(target.tolist())
@@ -278,7 +278,7 @@ def test_what_is_repeated_never_is_both_context_and_target(known_by, mirrored):
     assert rows.counts.tolist() == [16] * 6 and len(set(codes)) == 48
     evaluation = EvaluationTasks(rows, [0, 3, 5], num_targets=20, seed=0, num_draws=3)
     for task in map(evaluation.__getitem__, range(len(evaluation))):
-        contexts, targets = task.draw(SAMPLING)
+        contexts, targets = task.draw()
         assert len(contexts) == task.num_context and len(targets) == 3
         assert len(set(codes[contexts]) | set(codes[targets])) == len(contexts) + 3
 
@@ -331,7 +331,7 @@ def test_rows_without_a_role_may_be_either(nothing):
     evaluation = EvaluationTasks(rows, [0, 2, 7], num_targets=20, seed=0)
     assert rows.max_contexts.tolist() == [9] * 4
     for task in map(evaluation.__getitem__, range(len(evaluation))):
-        contexts, targets = task.draw(SAMPLING)
+        contexts, targets = task.draw()
         assert {roles[row] for row in contexts} <= {"context", nothing} and not set(contexts) & set(targets)
         assert {roles[row] for row in targets} == {"target", nothing}
         # of the 7 contexts that are kept apart, 3 are contexts anyway
@@ -355,7 +355,7 @@ def test_a_target_that_the_contexts_show_is_left_out():
     ]
     evaluation = EvaluationTasks(PreferenceRows(Dataset.from_list(joined)), [0, 8], num_targets=20, seed=0)
     for task in map(evaluation.__getitem__, range(len(evaluation))):
-        assert sorted(task.draw(SAMPLING)[1]) == [12, 13, 14, 15]
+        assert sorted(task.draw()[1]) == [12, 13, 14, 15]
 
 
 @pytest.mark.parametrize(("role", "shown"), [(None, "nothing"), ("", "nothing"), ("Context", "'Context'"), (1, "1")])

@@ -20,7 +20,7 @@ import torch
 from np_trl.data.embedding_columns import EMBED_COLUMNS, LARGEST_VALUE, describe_too_large
 from np_trl.data.evaluation_tasks import EvaluationTask
 from np_trl.data.preference_rows import ID_COLUMNS
-from np_trl.data.tasks import Task, TaskSampling
+from np_trl.data.tasks import Task
 
 
 # tensors of a batch with a row for each user, not for each target pair
@@ -71,8 +71,6 @@ class ContextualCollator:
     Args:
         target_collator ([`TokenTargets`] or [`EmbeddingTargets`]):
             Collates the target pairs.
-        sampling ([`TaskSampling`]):
-            How training tasks are drawn.
         option_ids (`list[str]`, *optional*):
             Options that the model numbers, from 1, by the columns `chosen_option_id` and `rejected_option_id`. All
             others get 0.
@@ -83,11 +81,10 @@ class ContextualCollator:
     def __init__(
         self,
         target_collator: TokenTargets | EmbeddingTargets,
-        sampling: TaskSampling,
         option_ids: list[str] | None = None,
         embed_size: int | None = None,
     ):
-        self.target_collator, self.sampling, self.embed_size = target_collator, sampling, embed_size
+        self.target_collator, self.embed_size = target_collator, embed_size
         self._numbers = {key: number for number, key in enumerate(option_ids or [], start=1)}
 
     def __call__(self, items: list[Task] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -99,7 +96,7 @@ class ContextualCollator:
 
     def _collate_tasks(self, tasks: list[Task]) -> dict[str, torch.Tensor]:
         rows = tasks[0].rows
-        contexts, targets = zip(*(task.draw(self.sampling) for task in tasks), strict=True)
+        contexts, targets = zip(*(task.draw() for task in tasks), strict=True)
         target_pairs = [index for target in targets for index in target]
         # one row even where no user has a context, for its size
         context_pairs = [index for context in contexts for index in context] or target_pairs[:1]

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from np_trl.data.preference_rows import PreferenceRows, most_contexts
-from np_trl.data.tasks import Task, TaskSampling
+from np_trl.data.tasks import Task
 
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class EvaluationTask(Task):
     share: slice
     protocol: "EvaluationTasks"
 
-    def draw(self, sampling: TaskSampling) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
         contexts, targets = self.protocol.split(self.user, self.key)
         targets = targets[self.share]
         if self.context_user != self.user:

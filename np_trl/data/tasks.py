@@ -57,9 +57,25 @@ class Task:
     user: int
     key: tuple[int, ...]
 
-    def draw(self, sampling: TaskSampling) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """Draw the row numbers of the context set and of the target set."""
-        rng = np.random.default_rng(self.key)
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TrainingTask(Task):
+    """
+    A user in training.
+
+    Args:
+        sampling ([`TaskSampling`]):
+            How the sets are drawn.
+    """
+
+    sampling: TaskSampling
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        rng, sampling = np.random.default_rng(self.key), self.sampling
         num_context = int(rng.integers(sampling.min_context, sampling.max_context, endpoint=True))
         if sampling.context_in_target:
             targets = _choose(self.rows.of_user(self.user), sampling.num_targets, rng)
@@ -84,18 +100,18 @@ class TrainingTasks(Dataset):
     """
 
     def __init__(self, rows: PreferenceRows, sampling: TaskSampling, seed: int):
-        self.rows, self.seed = rows, seed
+        self.rows, self.sampling, self.seed = rows, sampling, seed
         self._users = np.repeat(np.arange(len(rows)), np.maximum(1, rows.counts // sampling.num_targets))
         self._order = (-1, self._users)  # an epoch and its users
 
     def __len__(self) -> int:
         return len(self._users)
 
-    def __getitem__(self, item: int) -> Task:
+    def __getitem__(self, item: int) -> TrainingTask:
         epoch, position = divmod(item, len(self))
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self._users))
-        return Task(self.rows, int(self._order[1][position]), (self.seed, epoch, position))
+        return TrainingTask(self.rows, int(self._order[1][position]), (self.seed, epoch, position), self.sampling)
 
 
 class TaskSampler(Sampler):

@@ -197,7 +197,7 @@ def draw_evaluation(trainer: NPDPOTrainer, num_context: int) -> list[tuple[np.nd
     """Draw the row numbers of the context and the target set of every task that `trainer` evaluates at this N_C."""
     tasks = trainer.args.evaluation_protocol.tasks(PreferenceRows(trainer.eval_dataset))
     items = (tasks[index] for index in range(len(tasks)))
-    return [task.draw(None) for task in items if task.num_context == num_context]
+    return [task.draw() for task in items if task.num_context == num_context]
 
 
 def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray], end: str) -> Dataset:

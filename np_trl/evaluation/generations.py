@@ -96,7 +96,7 @@ class Generations:
         users, contexts, targets = [], [], []
         embed_size = self.model.config.context_config.embed_size
         for user, task in first.items():
-            context, target = task.draw(None)
+            context, target = task.draw()
             users += [user] * answers_per_user
             contexts.append(self.rows.embeds(context) if num_context else torch.zeros(1, 2, embed_size))
             targets += [target[index % len(target)] for index in range(answers_per_user)]

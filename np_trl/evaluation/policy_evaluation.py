@@ -55,7 +55,7 @@ class PolicyEvaluation(UserEvaluation):
     ):
         self.reference, self.tokenizer = reference.eval(), tokenizer
         self._references = ReferenceLogProbs(len(rows.dataset))
-        collator = ContextualCollator(TokenTargets(preference_collator(model, tokenizer)), None)
+        collator = ContextualCollator(TokenTargets(preference_collator(model, tokenizer)))
         super().__init__(model, rows, protocol, collator, **kwargs)
 
     @classmethod

@@ -35,7 +35,7 @@ class RewardEvaluation(UserEvaluation):
 
     def __init__(self, model: nn.Module, rows: PreferenceRows, protocol: EvaluationProtocol, **kwargs):
         config = model.config
-        collator = ContextualCollator(EmbeddingTargets(), None, config.option_ids, config.embed_size)
+        collator = ContextualCollator(EmbeddingTargets(), config.option_ids, config.embed_size)
         super().__init__(model, rows, protocol, collator, **kwargs)
 
     @classmethod

@@ -132,9 +132,7 @@ class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMix
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
         self._describe_training(args, embedded)
-        self.data_collator = ContextualCollator(
-            TokenTargets(self.data_collator), args.task_sampling, embed_size=self._embed_size
-        )
+        self.data_collator = ContextualCollator(TokenTargets(self.data_collator), embed_size=self._embed_size)
         self._set_up_contexts()
 
     def _adopt_adapter(self, source: PolicySource | None) -> None:

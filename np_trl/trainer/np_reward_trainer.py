@@ -78,9 +78,7 @@ class NPRewardTrainer(RewardLossMixin, ContextualTrainerMixin, RewardTrainer):
         super().__init__(
             model,
             args=args,
-            data_collator=ContextualCollator(
-                EmbeddingTargets(), args.task_sampling, self._option_ids, model.config.embed_size
-            ),
+            data_collator=ContextualCollator(EmbeddingTargets(), self._option_ids, model.config.embed_size),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=_empty_tokenizer(),

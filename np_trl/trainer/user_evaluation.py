@@ -102,8 +102,12 @@ class UserEvaluationMixin:
                 return output
             metrics, self._metrics["eval"] = self._metrics["eval"], defaultdict(list)
             dataloader = self._get_dataloader(shuffled, description, self.args.eval_batch_size)
-            control = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, "control")
-            self._metrics["eval"] = metrics
+            try:
+                control = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, "control"
+                )
+            finally:
+                self._metrics["eval"] = metrics
             control = {key.removeprefix("control_"): value for key, value in control.metrics.items()}
             output.metrics.update(control_metrics(control, protocol, metric_key_prefix))
         return output
