@@ -16,7 +16,6 @@ import pytest
 from .testing_utils import ROOT
 
 
-pytestmark = pytest.mark.xdist_group("wheel")  # which is built once
 CHOICES = [{"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy"}]
 SMALL = "--num_train_users 16 --num_eval_users 16 --reward_steps 1 --max_steps 2 --baselines base".split()
 SMALL += "--per_device_train_batch_size 4 --eval_num_targets 4 --eval_num_contexts 0 2 --num_threads 1".split()

@@ -36,7 +36,6 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 
-pytestmark = pytest.mark.xdist_group("page")  # one policy and one browser for all
 SMALL = {"num_samples": 8, "max_new_tokens": 40}
 CHROME_FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
