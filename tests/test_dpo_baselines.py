@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer
-from np_trl.evaluation.dpo_baselines import DPOBaselines, _pool, draw_evaluation
+from np_trl.evaluation.dpo_baselines import DPOBaselines, _pool, _put_before, draw_evaluation, show_choices
 
 from .testing_utils import dpo_config, style_rows, tiny_base, tiny_tokenizer
 
@@ -133,6 +134,57 @@ def test_few_shot_prompts_show_the_contexts_of_the_evaluation(baselines):
     metrics = baselines.measure("few_shot")
     assert metrics["eval_few_shot_nc2_prompt_tokens"] > 3 * metrics["eval_few_shot_nc0_prompt_tokens"]
     assert {"eval_few_shot_nc2_accuracy", "eval_few_shot_nc2_worst_group_accuracy"} <= metrics.keys()
+
+
+def test_few_shot_shows_choices_in_conversations():
+    """Before what the user said first; in texts and in parts of texts."""
+    system, question = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "How are you?"}
+    rows = {
+        "user_id": ["ada", "ada"],
+        "prompt": [[system, question], [{"role": "user", "content": "And you?"}]],
+        "chosen": [[{"role": "assistant", "content": "Fine!"}], [{"role": "assistant", "content": "Well!"}]],
+        "rejected": [[{"role": "assistant", "content": "Fine."}], [{"role": "assistant", "content": "Well."}]],
+        "prompt_ids": [[1], [2]],
+    }
+    choices = [np.array([1]), np.array([0]), np.array([], int)]
+    shown = show_choices(Dataset.from_dict(rows), [0, 1, 0], choices, end="<eos>")
+    assert shown.column_names == ["user_id", "chosen", "rejected", "prompt"]
+    first, second, alone = shown["prompt"][:]
+    assert first == [system, {**question, "content": "And you?\nPreferred: Well!\nOther: Well.\n\nHow are you?"}]
+    context = "Be kind.\nHow are you?\nPreferred: Fine!\nOther: Fine.\n\n"
+    assert second == [{"role": "user", "content": f"{context}And you?"}]
+    assert alone == [system, question]
+    parts = [{"type": "text", "text": "And you?"}]
+    assert _put_before([{"role": "user", "content": parts}], context) == [
+        {"role": "user", "content": [{"type": "text", "text": context}, *parts]}
+    ]
+
+
+def test_few_shot_is_trained_on_conversations(tmp_path):
+    def chats(seed: int) -> Dataset:
+        def to_chat(row: dict) -> dict:
+            return {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                **{side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")},
+            }
+
+        rows = style_rows(8, pairs_per_user=10, seed=seed)
+        return rows.map(to_chat, remove_columns=["prompt", "chosen", "rejected"])
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+    def build(args, **datasets) -> NPDPOTrainer:
+        peft_config = LoraConfig(target_modules=["q_proj"], layers_to_transform=[1, 2], task_type="CAUSAL_LM")
+        base = str(tmp_path / "base")
+        return NPDPOTrainer(base, args=args, processing_class=tokenizer, peft_config=peft_config, **datasets)
+
+    tiny_base(tmp_path / "base")
+    args = dpo_config(tmp_path / "out", max_length=None)
+    baselines = DPOBaselines(build(args, train_dataset=chats(0), eval_dataset=chats(1)), build)
+    metrics = baselines.measure("few_shot")
+    assert metrics["eval_few_shot_nc2_prompt_tokens"] > 2 * metrics["eval_few_shot_nc0_prompt_tokens"]
+    assert 0 <= metrics["eval_few_shot_nc2_accuracy"] <= 1
 
 
 def test_the_base_model_is_judged_by_its_log_likelihood(baselines):

@@ -16,6 +16,7 @@ from .testing_utils import BASES, CONTEXT_CONFIG, tiny_base, tiny_policy, toy_co
 FIELDS = {
     "block": {"film_site": "block", "film_layers": "all"},
     "attention": {"film_site": "attention", "film_layers": "all"},
+    "bounded block": {"film_site": "block", "film_scaling": "bounded"},
     "block above trunk": {"film_site": "block", "film_layers": "above_trunk"},
 }
 LATENT_SIZE = CONTEXT_CONFIG["latent_size"]
@@ -265,7 +266,14 @@ def test_unknown_arguments_of_generate_are_refused(architecture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"film_site": "mlp"}, {"film_layers": "top"}, {"option_pooling": "max"}, {"context_layer": 18}]
+    "kwargs",
+    [
+        {"film_site": "mlp"},
+        {"film_layers": "top"},
+        {"film_scaling": "rms"},
+        {"option_pooling": "max"},
+        {"context_layer": 18},
+    ],
 )
 def test_bad_film_configs_are_named(architecture, kwargs):
     (name, value), *_ = kwargs.items()

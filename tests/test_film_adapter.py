@@ -16,7 +16,7 @@ from np_trl.models.configuration_film import LATER_FIELDS
 from np_trl.trainer import film_adapter
 from np_trl.trainer.adapter_file import LATER_RECORDS
 from np_trl.trainer.film_adapter import FiLMPeftModel
-from np_trl.trainer.policy import POLICIES
+from np_trl.trainer.policy import POLICIES, np_parameters
 from np_trl.weight_identity import hash_base_weights
 
 from .testing_utils import (
@@ -163,7 +163,9 @@ def test_adapters_of_unknown_film_are_refused(trainer, tmp_path):
 
 
 def test_policies_from_before_a_field_are_still_read(trainer, tmp_path):
+    torch.nn.init.normal_(np_parameters(trainer.model)["base_model.model.model.film.modules_to_save.default.weight"])
     logits = trainer.model.eval()(TOKENS, **USERS).logits
+    trainer.save_model(tmp_path / "adapter")
     trainer.save_merged(tmp_path / "merged")
     for file, part in (("adapter/adapter_config.json", "film"), ("merged/config.json", None)):
         config = json.loads((tmp_path / file).read_text())
@@ -171,6 +173,24 @@ def test_policies_from_before_a_field_are_still_read(trainer, tmp_path):
             del (config if part is None else config[part])[field]
         (tmp_path / file).write_text(json.dumps(config))
         policy = load_policy(str((tmp_path / file).parent)).eval()
+        torch.testing.assert_close(policy(TOKENS, **USERS).logits, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_keeps_that_its_latents_are_bounded(tmp_path):
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out", film_kwargs={"film_scaling": "bounded", "context_config": CONTEXT_CONFIG}),
+        train_dataset=style_rows(),
+        processing_class=tiny_tokenizer(),
+        peft_config=lora(),
+    )
+    torch.nn.init.normal_(np_parameters(trainer.model)["base_model.model.model.film.modules_to_save.default.weight"])
+    logits = trainer.model.eval()(TOKENS, **USERS).logits
+    trainer.save_model(tmp_path / "adapter")
+    trainer.save_merged(tmp_path / "merged")
+    for name in ("adapter", "merged"):
+        policy = load_policy(str(tmp_path / name)).eval()
+        assert policy.config.film_scaling == "bounded"
         torch.testing.assert_close(policy(TOKENS, **USERS).logits, logits, rtol=1e-4, atol=1e-5)
 
 
@@ -425,6 +445,7 @@ RECORDS = {
     "peft_type": [None, 5, "NOTHING", "PROMPT_TUNING", "XLORA"],
     "film_site": ["evil", None],
     "film_layers": ["evil", None],
+    "film_scaling": ["evil", None],
     "num_gates": ["x"],
     "context_layer": [10**9, "1", None],
     "context_config": ["x", {"latent_size": 10**9}, {"latent_size": "x"}, {"embed_size": 32, "hidden_size": 10**10}],

@@ -133,6 +133,26 @@ def test_a_file_is_not_evaluated_on_what_it_is_trained_on(file):
         PreferenceArguments(dataset_name=file, eval_dataset_name=f"{folder}/../{folder.name}/{name}").load()
 
 
+def test_a_share_of_the_users_of_one_file_is_held_out(tmp_path):
+    path = str(tmp_path / "pairs.jsonl")
+    rows = [{"user_id": f"user {u}", "chosen": f"a{u}{n}", "rejected": "b"} for n in range(3) for u in range(20)]
+    Dataset.from_list(rows).to_json(path)
+    train_dataset, eval_dataset = PreferenceArguments(dataset_name=path, eval_users=0.1).load()
+    held_out = set(eval_dataset["user_id"][:])
+    assert len(held_out) == 2 and len(eval_dataset) == 6
+    assert set(train_dataset["user_id"][:]) == {row["user_id"] for row in rows} - held_out
+    wider = PreferenceArguments(dataset_name=path, eval_users=0.5).load()[1]
+    assert held_out < set(wider["user_id"][:]) and len(set(wider["user_id"][:])) == 10
+    two = ["user_id=user 3"]
+    with pytest.raises(ValueError, match="`eval_users=0.1` needs at least 2 users, and there is 1"):
+        PreferenceArguments(dataset_name=path, where=two, eval_users=0.1).load()
+    for share in (0, 1.0, -0.1, 7):
+        with pytest.raises(ValueError, match=f"`eval_users={share}` must lie between 0 and 1"):
+            PreferenceArguments(dataset_name=path, eval_users=share).load()
+    with pytest.raises(ValueError, match=r"\['eval_where'\] name others"):
+        PreferenceArguments(dataset_name=path, eval_users=0.1, eval_where=two).load()
+
+
 LOOKS = ["007", "7", "1e3", "NA", "None", "123456789012345678", "123456789012345679", "2020-01-01", " x ", "nan"]
 
 

@@ -547,3 +547,16 @@ def test_every_decoder_trains_from_log_2_and_its_adapter_comes_back(tmp_path, ar
     with loaded.disable_adapter():  # the reference policy
         plain = BASES[architecture].from_pretrained(tmp_path / "base").eval()
         assert torch.equal(loaded(tokens).logits, plain(tokens).logits)
+
+
+def test_the_size_of_a_step_is_said_before_the_first(tmp_path, capsys):
+    args = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "num_targets": 5, "max_length": 64}
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out", max_steps=1, **args),
+        train_dataset=style_rows(),
+        processing_class=tiny_tokenizer(),
+    )
+    assert "A step" not in capsys.readouterr().out
+    trainer.train()
+    assert "A step: 6 users x 5 pairs = 60 sequences of at most 64 tokens." in capsys.readouterr().out

@@ -54,8 +54,8 @@ def test_a_reward_model_and_its_profile_score_options():
     assert_alike({"latents": user.latents[0].tolist(), "rewards": rewards.tolist()}, FACTS["reward_model"])
 
 
-def resume_policy(path, max_steps: int) -> NPDPOTrainer:
-    film_kwargs = {"film_site": "block", "context_config": SMALL}
+def resume_policy(path, max_steps: int, film_scaling: str = "none") -> NPDPOTrainer:
+    film_kwargs = {"film_site": "block", "film_scaling": film_scaling, "context_config": SMALL}
     args = {"save_strategy": "steps", "save_steps": 1, "np_learning_rate": 1e-2, "max_length": 64}
     lora = LoraConfig(r=1, target_modules=["q_proj"], layers_to_transform=[2], task_type="CAUSAL_LM")
     trainer = NPDPOTrainer(
@@ -74,6 +74,12 @@ def test_a_policy_is_trained_further_from_its_checkpoint(tmp_path):
     assert_alike(policy_facts(trainer.model.eval(), trainer.processing_class), FACTS["policy_checkpoint"])
     trainer = resume_policy(tmp_path, max_steps=2)
     assert trainer.state.global_step == 2 and len(losses(trainer)) == 2  # the first was logged by the run of old
+
+
+def test_a_checkpoint_from_before_scaling_is_not_resumed_as_a_bounded_one(tmp_path):
+    shutil.copytree(HERE / "policy_checkpoint", tmp_path / "checkpoint-1")
+    with pytest.raises(ValueError, match="film_scaling was 'none' and is 'bounded'"):
+        resume_policy(tmp_path, max_steps=2, film_scaling="bounded")
 
 
 def test_a_reward_model_is_trained_further_from_its_checkpoint(tmp_path):

@@ -126,6 +126,39 @@ def split_by_hash(dataset: Dataset, column: str) -> dict[str, Dataset]:
     return {split: dataset.select(indices) for split, indices in rows.items()}
 
 
+def hold_out_users(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """
+    Split rows by users: whom to train on, and whom to evaluate on. Hashes of their names decide, so that the same users are
+    held out in every run.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs of at least two users.
+        share (`float`):
+            The share of users to evaluate on, between 0 and 1. At least one is, and at least one is not.
+
+    Returns:
+        `tuple` of two [`~datasets.Dataset`]: the pairs to train on and those to evaluate on, in their order.
+
+    Raises:
+        `ValueError`: if the share is no share, or there is one user only.
+    """
+    if not 0 < share < 1:
+        raise ValueError(
+            f"`eval_users={share}` must lie between 0 and 1: the share of users to evaluate on, such as 0.1."
+        )
+    check_user_ids(dataset, "given")
+    names = dataset.with_format(None).select_columns("user_id")[:]["user_id"]
+    users = sorted(set(names), key=lambda name: text_id(str(name)))
+    if len(users) < 2:
+        raise ValueError(
+            f"`eval_users={share}` needs at least 2 users, and there is {len(users)}. Give rows of more users."
+        )
+    held_out = set(users[: min(max(round(share * len(users)), 1), len(users) - 1)])
+    rows = {kind: [index for index, name in enumerate(names) if (name in held_out) == kind] for kind in (False, True)}
+    return dataset.select(rows[False]), dataset.select(rows[True])
+
+
 def save_splits(
     splits: dict[str, Dataset], output_dir: str, repo_id: str | None = None, private: bool = False
 ) -> None:

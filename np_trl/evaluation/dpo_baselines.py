@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from np_trl.data import PreferenceRows
 from np_trl.metrics import UserAccuracy
+from np_trl.models.texts import plain_text
 from np_trl.trainer import NPDPOTrainer
 from np_trl.trainer.policy import np_parameters
 
@@ -202,7 +203,7 @@ def draw_evaluation(trainer: NPDPOTrainer, num_context: int) -> list[tuple[np.nd
 
 def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray], end: str) -> Dataset:
     """
-    Put choices as text before the prompts of pairs.
+    Put choices as text before the prompts of pairs: in a conversation, before what its user said first.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -216,19 +217,26 @@ def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray]
         [`~datasets.Dataset`] with a row for each of `indices`, not tokenised.
     """
     texts = dataset.select_columns(["prompt", "chosen", "rejected"])[:]
-    if not isinstance(texts["prompt"][0], str):
-        raise ValueError(
-            "Choices can be shown in prompts that are plain text only, but these are conversations. Leave `few_shot` out of "
-            "`--baselines`."
-        )
 
     def show(row: int) -> str:
-        chosen, rejected = (texts[side][row].removesuffix(end) for side in ("chosen", "rejected"))
-        return f"{texts['prompt'][row]}\nPreferred:{chosen}\nOther:{rejected}\n\n"
+        prompt, chosen, rejected = (plain_text(texts[name][row]).removesuffix(end) for name in texts)
+        space = "" if isinstance(texts["prompt"][row], str) else " "  # messages do not begin with one
+        return f"{prompt}\nPreferred:{space}{chosen}\nOther:{space}{rejected}\n\n"
 
-    prompts = ["".join(map(show, shown)) + texts["prompt"][i] for i, shown in zip(indices, choices, strict=True)]
+    prompts = [
+        _put_before(texts["prompt"][i], "".join(map(show, shown))) for i, shown in zip(indices, choices, strict=True)
+    ]
     stale = [name for name in dataset.column_names if name == "prompt" or name.endswith(("_ids", "_logps"))]
     return dataset.select(indices).remove_columns(stale).add_column("prompt", prompts)
+
+
+def _put_before(prompt: str | list[dict], shown: str) -> str | list[dict]:
+    if isinstance(prompt, str) or not shown:
+        return prompt if not shown else shown + prompt
+    first = next((index for index, message in enumerate(prompt) if message["role"] == "user"), 0)
+    content = prompt[first]["content"]
+    content = [{"type": "text", "text": shown}, *content] if isinstance(content, list) else shown + (content or "")
+    return [*prompt[:first], {**prompt[first], "content": content}, *prompt[first + 1 :]]
 
 
 def _of_group(dataset: Dataset, column: str, group: str) -> Dataset:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 # counts up when a change would make older code read a model wrongly
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # fields of a configuration that name code, which is run for whoever loads it with `trust_remote_code=True`
 _CODE_FIELDS = ("auto_map", "custom_pipelines")

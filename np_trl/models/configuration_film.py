@@ -8,6 +8,7 @@ from .modulation import MODULATIONS, Modulation
 
 
 FILM_LAYERS = ("all", "above_trunk")
+FILM_SCALINGS = ("none", "bounded")
 OPTION_POOLINGS = ("mean", "last")
 CONTEXT_SOURCES = ("trunk", "columns")
 TRUNCATIONS = ("keep_start", "keep_end")
@@ -15,6 +16,7 @@ TRUNCATIONS = ("keep_start", "keep_end")
 FILM_FIELDS = (
     "film_site",
     "film_layers",
+    "film_scaling",
     "num_gates",
     "context_layer",
     "option_pooling",
@@ -26,8 +28,15 @@ FILM_FIELDS = (
     "reference_name_or_path",
     "reference_revision",
 )
-# those that policies of np_trl 0.1.0 do not name: their defaults hold
-LATER_FIELDS = ("film_layers", "num_gates", "dpo_beta", "reference_name_or_path", "reference_revision")
+# those that earlier policies do not name, with what held for these
+LATER_FIELDS = {
+    "film_layers": "all",
+    "film_scaling": "none",
+    "num_gates": None,
+    "dpo_beta": 0.1,
+    "reference_name_or_path": None,
+    "reference_revision": None,
+}
 
 
 # a dataclass of its own: only then do the fields reach the configurations that mix it in
@@ -42,6 +51,9 @@ class FiLMConfigMixin:
             What a latent changes: `"block"`, `"attention"` or `"lora"`, as in the table of `modulation.py`.
         film_layers (`str`, *optional*, defaults to `"all"`):
             Which layers FiLM modulates: `"all"`, or those `"above_trunk"`, from `context_layer` on.
+        film_scaling (`str`, *optional*, defaults to `"none"`):
+            What enters the modulation: the latent as it is (`"none"`), or brought into the unit ball (`"bounded"`), so that
+            training is stable however long latents are. Take `"bounded"` for pre-trained language models.
         num_gates (`int`, *optional*):
             Number of LoRA directions in all decoder layers, with `film_site="lora"`. The trainer counts them.
         context_layer (`int`, *optional*):
@@ -70,6 +82,7 @@ class FiLMConfigMixin:
 
     film_site: str = "block"
     film_layers: str = "all"
+    film_scaling: str = "none"
     num_gates: int | None = None
     context_layer: int | None = None
     option_pooling: str = "mean"
@@ -98,6 +111,11 @@ class FiLMConfigMixin:
     def modulation(self) -> type[Modulation]:
         """What a latent changes."""
         return MODULATIONS[self.film_site]
+
+    @property
+    def is_film_bounded(self) -> bool:
+        """Whether latents are brought into the unit ball before they modulate."""
+        return self.film_scaling == "bounded"
 
     @property
     def first_film_layer(self) -> int:
@@ -130,6 +148,8 @@ class FiLMConfigMixin:
                 f"This configuration of a {model_type!r} has no {missing}, so its FiLM and context encoder are unknown. "
                 "Take the `config.json` that was saved with the weights."
             )
+        if model_type == cls.model_type:
+            config_dict = {**LATER_FIELDS, **config_dict}
         with name_what_is_wrong(model_type):
             loaded = super().from_dict(without_code(config_dict), **without_code(kwargs))
         (loaded[0] if isinstance(loaded, tuple) else loaded)._check_film()  # what `kwargs` set after it was made
@@ -152,6 +172,7 @@ class FiLMConfigMixin:
         for field, allowed in (
             ("film_site", tuple(MODULATIONS)),
             ("film_layers", FILM_LAYERS),
+            ("film_scaling", FILM_SCALINGS),
             ("option_pooling", OPTION_POOLINGS),
             ("context_source", CONTEXT_SOURCES),
             ("context_truncation", TRUNCATIONS),

@@ -61,8 +61,8 @@ class Modulation(Hypernetwork):
 
 class FiLM(Modulation):
     """
-    The hypernetwork of eq. 23: a latent in, a FiLM scale and shift for every modulated layer out. Both maps are linear, and
-    start as the identity.
+    The hypernetwork of eq. 23: a latent in, a FiLM scale and shift for every modulated layer out. At the start they are the
+    identity.
 
     Args:
         latent_size (`int`):
@@ -71,16 +71,19 @@ class FiLM(Modulation):
             Number of modulated layers L.
         hidden_size (`int`):
             Size H of the hidden states.
+        is_bounded (`bool`, *optional*, defaults to `False`):
+            That of a [`Hypernetwork`].
     """
 
-    def __init__(self, latent_size: int, num_layers: int, hidden_size: int):
-        super().__init__(latent_size, num_layers * 2 * hidden_size)
+    def __init__(self, latent_size: int, num_layers: int, hidden_size: int, is_bounded: bool = False):
+        super().__init__(latent_size, num_layers * 2 * hidden_size, is_bounded)
         self.sizes = (num_layers, 2, hidden_size)
 
     @classmethod
     def of(cls, config) -> "FiLM":
         num_layers = config.num_hidden_layers - config.first_film_layer
-        return cls(config.context_config.latent_size, num_layers, config.hidden_size)
+        sizes = (config.context_config.latent_size, num_layers, config.hidden_size)
+        return cls(*sizes, is_bounded=config.is_film_bounded)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -130,7 +133,7 @@ class LoRAGate(Modulation):
 
     @classmethod
     def of(cls, config) -> "LoRAGate":
-        return cls(config.context_config.latent_size, config.num_gates)
+        return cls(config.context_config.latent_size, config.num_gates, is_bounded=config.is_film_bounded)
 
     @classmethod
     def check_config(cls, config) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from np_trl.data.loading import has_one_split, load_preferences, with_roles
+from np_trl.data.loading import has_one_split, hold_out_users, load_preferences, with_roles
 
 
 @dataclass
@@ -18,6 +18,10 @@ class PreferenceArguments:
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "File or dataset of other users, to evaluate on. Default: split `test`."}
+    )
+    eval_users: float | None = field(
+        default=None,
+        metadata={"help": "Share of the users of `dataset_name` to evaluate on, who are not trained on, such as 0.1."},
     )
     where: list[str] = field(
         default_factory=list, metadata={"help": "Conditions `column=value` on the rows to train on."}
@@ -44,15 +48,26 @@ class PreferenceArguments:
         if self.dataset_name is None:
             raise ValueError("There is nothing to train on. Name a file or dataset with `--dataset_name`.")
         embeddings = {"embeddings": self.embeddings, "embedding_kind": self.embedding_kind}
+        if self.eval_users is not None:
+            return self._hold_out(**embeddings)
         eval_name = self.eval_dataset_name or self.dataset_name
         is_same = Path(eval_name).resolve() == Path(self.dataset_name).resolve()
         if is_same and has_one_split(eval_name) and self.eval_where == self.where:
             raise ValueError(
                 f"The file {eval_name!r} would be evaluated on the rows that it is trained on. Name other users with "
-                "`--eval_dataset_name` or `--eval_where`."
+                "`--eval_dataset_name` or `--eval_where`, or hold out a share of them by `--eval_users 0.1`."
             )
         eval_dataset = load_preferences(eval_name, "test", self.eval_where, **embeddings)
         if self.eval_context_where:
             contexts = load_preferences(eval_name, "test", self.eval_context_where, **embeddings)
             eval_dataset = with_roles(contexts, eval_dataset)
         return load_preferences(self.dataset_name, "train", self.where, **embeddings), eval_dataset
+
+    def _hold_out(self, **embeddings) -> tuple[Dataset, Dataset]:
+        named = [name for name in ("eval_dataset_name", "eval_where", "eval_context_where") if getattr(self, name)]
+        if named:
+            raise ValueError(
+                f"`--eval_users {self.eval_users}` holds out users of `dataset_name`, but {named} name others to evaluate on. Give "
+                "one or the other."
+            )
+        return hold_out_users(load_preferences(self.dataset_name, "train", self.where, **embeddings), self.eval_users)

@@ -14,12 +14,13 @@ from np_trl.data.user_selection import UserSelection
 from np_trl.data.validation import check_embed_size
 from np_trl.metrics.num_context_curve import check_group_names
 from np_trl.models.layers import fit_standardizers
+from np_trl.trainer.divergence import DivergenceMixin
 from np_trl.trainer.resumable_trainer import ResumableTrainerMixin
 from np_trl.trainer.sharing_trainer import SharingTrainerMixin
 from np_trl.trainer.user_evaluation import UserEvaluationMixin
 
 
-class ContextualTrainerMixin(UserEvaluationMixin, SharingTrainerMixin, ResumableTrainerMixin):
+class ContextualTrainerMixin(UserEvaluationMixin, SharingTrainerMixin, ResumableTrainerMixin, DivergenceMixin):
     """
     Mix into a TRL trainer of preference pairs.
 
@@ -30,12 +31,13 @@ class ContextualTrainerMixin(UserEvaluationMixin, SharingTrainerMixin, Resumable
     third what it asks of the trainer's class:
 
         PolicyLossMixin or RewardLossMixin  compute_loss, evaluation_loop                    -
-        TokenizingTrainerMixin (policies)   _prepare_dataset, _precompute_ref_logps          -
+        TokenizingTrainerMixin (policies)   _prepare_dataset, _precompute_ref_logps, train   -
         ContextualTrainerMixin              _get_dataloader, _get_train_sampler              _embed_size, _read_rows
         UserEvaluationMixin                 evaluation_loop, prediction_step                 _user_metrics
         SharingTrainerMixin                 create_model_card, evaluate, _save               _card_facts, _settings
         UploadingTrainerMixin               save_metrics, _push_from_checkpoint              -
         ResumableTrainerMixin               train, _save_checkpoint, _init_training_state    _base_weights
+        DivergenceMixin                     training_step                                    -
     """
 
     def _check_arguments(self, args, config_class: type) -> None:

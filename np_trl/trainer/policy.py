@@ -13,7 +13,7 @@ from trl.trainer.utils import create_model_from_path
 
 from np_trl.models import POLICIES
 from np_trl.models.checkpoint_format import name_what_is_wrong
-from np_trl.models.configuration_film import FILM_FIELDS
+from np_trl.models.configuration_film import FILM_FIELDS, LATER_FIELDS
 from np_trl.models.film import NP_MODULES, FiLMForCausalLMMixin
 from np_trl.models.hypernetwork import Hypernetwork
 from np_trl.models.modulation import needs_lora
@@ -80,7 +80,7 @@ def load_policy(
     if not is_adapter(path, **source):
         return create_policy(path, **{**kwargs, **source})
     adapter, film = read_adapter(path, **source)
-    fields = {field: film[field] for field in FILM_FIELDS if field in film}
+    fields = {field: {**LATER_FIELDS, **film}[field] for field in FILM_FIELDS}
     if base_model is None:
         base_model, base_revision = adapter.base_model_name_or_path, base_revision or adapter.revision
         kwargs = {"subfolder": film.get("base_subfolder") or "", **kwargs}

@@ -22,7 +22,7 @@ from np_trl.trainer.checkpoints import (
     whole_checkpoints,
 )
 from np_trl.trainer.film_adapter import FiLMPeftModel
-from np_trl.trainer.run_facts import describe_run, find_differences, show_differences
+from np_trl.trainer.run_facts import complete_facts, describe_run, find_differences, show_differences
 
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def _find_foreign(checkpoint: str, facts: dict) -> str | None:
                 "%r does not say what it was trained on: it cannot be checked whether it is of this run.", checkpoint
             )
         return None
-    differences = find_differences(run["facts"], facts)
+    differences = find_differences(complete_facts(run["facts"]), facts)
     differences = {name: values for name, values in differences.items() if not name.startswith("learning.")}
     if not differences:
         return None

@@ -13,6 +13,7 @@ from torch import nn
 
 from np_trl.data.pair_codes import TOKEN_COLUMNS
 from np_trl.data.preference_rows import EMBED_COLUMNS, ID_COLUMNS
+from np_trl.models.configuration_film import LATER_FIELDS
 
 
 # columns that training reads
@@ -96,6 +97,14 @@ def describe_run(
     return json.loads(
         json.dumps(described, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     )
+
+
+def complete_facts(facts: dict) -> dict:
+    """Complete the description of an earlier version's run by what held for the fields that came later."""
+    config = facts["model"]["config"]
+    if "film_site" not in config:
+        return facts
+    return {**facts, "model": {**facts["model"], "config": {**_lasting_fields(LATER_FIELDS), **config}}}
 
 
 def find_differences(then: dict, now: dict, name: str = "") -> dict[str, tuple]:

@@ -80,6 +80,21 @@ class TokenizingTrainerMixin:
         tasks = {**tasks, "target": targets}
         return {key: [values[index] for index in kept] for key, values in tasks.items()}
 
+    # Override: batch sizes count tasks, of many sequences each.
+    def train(self, *args, **kwargs):
+        if isinstance(self.train_dataset, Dataset):
+            self.accelerator.print(self._describe_step())
+        return super().train(*args, **kwargs)
+
+    def _describe_step(self) -> str:
+        args = self.args
+        users = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        longest = "" if args.max_length is None else f" of at most {args.max_length} tokens"
+        return (
+            f"A step: {users} users x {args.num_targets} pairs = {2 * users * args.num_targets} sequences{longest}. Fewer with "
+            "`per_device_train_batch_size`, which counts users, or `num_targets`."
+        )
+
     # Override: TRL's processes exchange reference log-probs by a file beside that of the dataset, and a dataset in memory
     # has none that they share.
     def _precompute_ref_logps(self, dataset, name, batch_size):
