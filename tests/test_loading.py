@@ -143,14 +143,14 @@ def test_a_share_of_the_users_of_one_file_is_held_out(tmp_path):
     assert set(train_dataset["user_id"][:]) == {row["user_id"] for row in rows} - held_out
     wider = PreferenceArguments(dataset_name=path, eval_users=0.5).load()[1]
     assert held_out < set(wider["user_id"][:]) and len(set(wider["user_id"][:])) == 10
-    two = ["user_id=user 3"]
+    one = ["user_id=user 3"]
     with pytest.raises(ValueError, match="`eval_users=0.1` needs at least 2 users, and there is 1"):
-        PreferenceArguments(dataset_name=path, where=two, eval_users=0.1).load()
+        PreferenceArguments(dataset_name=path, where=one, eval_users=0.1).load()
     for share in (0, 1.0, -0.1, 7):
         with pytest.raises(ValueError, match=f"`eval_users={share}` must lie between 0 and 1"):
             PreferenceArguments(dataset_name=path, eval_users=share).load()
     with pytest.raises(ValueError, match=r"\['eval_where'\] name others"):
-        PreferenceArguments(dataset_name=path, eval_users=0.1, eval_where=two).load()
+        PreferenceArguments(dataset_name=path, eval_users=0.1, eval_where=one).load()
 
 
 LOOKS = ["007", "7", "1e3", "NA", "None", "123456789012345678", "123456789012345679", "2020-01-01", " x ", "nan"]

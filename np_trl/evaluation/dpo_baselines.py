@@ -231,8 +231,10 @@ def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray]
 
 
 def _put_before(prompt: str | list[dict], shown: str) -> str | list[dict]:
-    if isinstance(prompt, str) or not shown:
-        return prompt if not shown else shown + prompt
+    if not shown:
+        return prompt
+    if isinstance(prompt, str):
+        return shown + prompt
     first = next((index for index, message in enumerate(prompt) if message["role"] == "user"), 0)
     content = prompt[first]["content"]
     content = [{"type": "text", "text": shown}, *content] if isinstance(content, list) else shown + (content or "")

@@ -21,11 +21,8 @@ class DivergenceMixin:
         return loss
 
     def _diverged(self, what: str) -> FloatingPointError:
-        args, rates = self.args, {}
-        for name in ("learning_rate", "np_learning_rate", "max_grad_norm"):
-            if hasattr(args, name):
-                rates[name] = getattr(args, name)
-        shown = ", ".join(f"{name}={value:g}" for name, value in rates.items())
+        names = ("learning_rate", "np_learning_rate", "max_grad_norm")
+        shown = ", ".join(f"{name}={getattr(self.args, name)}" for name in names if hasattr(self.args, name))
         return FloatingPointError(
             f"Training diverged at step {self.state.global_step + 1}: {what}. It ran with {shown}. Lower the learning rates, "
             "raise `warmup_steps`, or check the embeddings for entries that are far from the others; resume from a checkpoint "
