@@ -110,7 +110,7 @@ def test_every_private_name_of_a_library_is_listed():
 def test_methods_are_resolved_in_the_order_that_is_documented(trainer, base):
     parents = {parent.__name__: vars(parent) for parent in trainer.__mro__[1 : trainer.__mro__.index(base)]}
     table = re.findall(
-        r"^ +(\w+Mixin)(?: or (\w+Mixin))?.*?  +(\w+(?:, \w+)+)  ", ContextualTrainerMixin.__doc__, re.M
+        r"^ +(\w+Mixin)(?: or (\w+Mixin))?.*?  +(\w+(?:, \w+)*)  ", ContextualTrainerMixin.__doc__, re.M
     )
     rows = {name: methods.split(", ") for *names, methods in table for name in names if name in parents}
     assert list(rows) == [name for name in parents if name != "PairLossMixin"]  # of which those of the losses are made
