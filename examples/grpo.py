@@ -46,9 +46,10 @@ from np_trl import (
 from np_trl.data import PreferenceRows
 from np_trl.data.loading import load_preferences
 from np_trl.data.ranges import check_at_least
-from np_trl.evaluation.generations import check_writer, share_grammatical, style_judge, write
+from np_trl.evaluation.generations import StyleJudge, check_writer, write
 from np_trl.populations import style_population
 from np_trl.populations.style import STYLES, split_prompts
+from np_trl.populations.style_grammar import share_grammatical
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
 from np_trl.trainer.uploads import UploadingTrainerMixin
 
@@ -192,7 +193,7 @@ class StyleExamination:
     """
 
     def __init__(self, trainer: GRPOTrainer, reward: UserReward, choices: Dataset, num_answers: int):
-        self.trainer, self.reward, self.judge = trainer, reward, style_judge(PreferenceRows(choices))
+        self.trainer, self.reward, self.judge = trainer, reward, StyleJudge(PreferenceRows(choices))
         self.prompts = list(islice(cycle(split_prompts()[1]), num_answers))
         self.texts = {}  # what wrote -> answers
 

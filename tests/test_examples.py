@@ -18,7 +18,7 @@ from np_trl import NPDPOConfig, NPDPOTrainer, NPRewardConfig, load_policy
 from np_trl.data import EvaluationProtocol
 from np_trl.data.embeddings import text_id
 from np_trl.evaluation.generations import check_writer
-from np_trl.populations.style import STYLES, name_style
+from np_trl.populations.style import STYLE
 from np_trl.scripts import generate
 from np_trl.scripts.evaluation_arguments import EvaluationArguments
 from np_trl.scripts.reward_model_arguments import RewardModelArguments
@@ -66,7 +66,7 @@ def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
     small += "--per_device_train_batch_size 4 --np_learning_rate 5e-3 --num_threads 1".split()
     printed = run("np_dpo.py", "--config", config, *small, cwd=tmp_path)
     metrics = results(tmp_path / "runs" / "np_dpo_style")
-    groups = [name_style(style) for style in STYLES]
+    groups = [STYLE.name(style) for style in STYLE.styles]
     for name in ("eval_nc0", "eval_nc10", "eval_mixture_nc0", "eval_reward_nc10"):  # every group has two users
         accuracies = of_groups(metrics, name, "accuracy", groups)
         assert metrics[f"{name}_accuracy"] == pytest.approx(np.mean(accuracies)), name

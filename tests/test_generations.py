@@ -7,7 +7,7 @@ from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardModel, NPRewardModelConfig
 from np_trl.data import PreferenceRows
-from np_trl.evaluation.generations import Generations, describe, reward_judge, style_judge
+from np_trl.evaluation.generations import Generations, StyleJudge, describe, reward_judge
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.populations.style import split_prompts
 from np_trl.populations.style_grammar import write_answer
@@ -33,7 +33,12 @@ def generations(tmp_path) -> Generations:
 def test_answers_are_described_by_length_repetition_and_end():
     answers = [torch.tensor([5, 6, 7, 5, 6, 7, 1]), torch.tensor([8, 9])]
     # five trigrams, four of them different; no trigram
-    assert describe(answers, ends=[1]) == {"tokens": 4.5, "repetition": pytest.approx(0.1), "finished": 0.5}
+    assert describe(answers, ends=[1]) == {
+        "tokens": 4.5,
+        "repetition": pytest.approx(0.1),
+        "distinct_2": pytest.approx(5 / 7),
+        "finished": 0.5,
+    }
 
 
 def test_every_user_is_written_for_after_its_own_choices(generations):
@@ -82,7 +87,7 @@ def test_a_policy_wins_where_its_judge_says_so(generations):
 
 
 def test_the_style_judge_knows_what_users_want(generations):
-    rows, judge = generations.rows, style_judge(generations.rows)
+    rows, judge = generations.rows, StyleJudge(generations.rows)
     prompt, users = split_prompts()[0][0], np.arange(16)
     styles = [rows.dataset[int(rows.of_user(user)[0])]["style"] for user in users]
     wanted = [write_answer(prompt, style, np.random.default_rng(0)) for style in styles]

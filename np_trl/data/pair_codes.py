@@ -42,7 +42,7 @@ def pair_codes(dataset: Dataset, max_length: int | None = None, truncation: str 
     """
     columns, codes = set(dataset.column_names), []
     if set(TOKEN_COLUMNS) <= columns:
-        codes.append(_number(*_unordered(*_option_token_codes(dataset, max_length, truncation).T)))
+        codes.append(_number(*_unordered(*option_token_codes(dataset, max_length, truncation).T)))
     elif set(SIDES) <= columns:
         codes.append(_number(*_unordered(*option_text_codes(dataset).T)))
     if set(EMBED_COLUMNS) <= columns:
@@ -87,8 +87,19 @@ def _rounded_codes(dataset: Dataset) -> list[np.ndarray]:
     return codes
 
 
-def _option_token_codes(dataset: Dataset, max_length: int | None, truncation: str) -> np.ndarray:
-    """Number the distinct options of a dataset by the tokens that are kept: `(rows, 2)`, chosen and rejected."""
+def option_token_codes(dataset: Dataset, max_length: int | None = None, truncation: str = "keep_start") -> np.ndarray:
+    """
+    Number the distinct options of a dataset by the tokens that are kept.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Tokenised preference pairs.
+        max_length (`int`, *optional*), truncation (`str`, *optional*, defaults to `"keep_start"`):
+            As in [`pair_codes`].
+
+    Returns:
+        `np.ndarray` of shape `(rows, 2)`, chosen and rejected.
+    """
     digests = ([], [])
     for batch in dataset.select_columns(list(TOKEN_COLUMNS)).with_format("arrow").iter(batch_size=4096):
         prompts, *sides = (list(_rows_of_numbers(batch.column(name).combine_chunks())) for name in TOKEN_COLUMNS)

@@ -160,6 +160,7 @@ class DPOBaselines:
             drop_short_users=True,
             precompute_ref_log_probs=precompute,  # the run's own data sets have them already
             context_encoder_path=None,
+            reward_steps=0,
             eval_strategy="no",
             save_strategy="no",
             load_best_model_at_end=False,

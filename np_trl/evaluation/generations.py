@@ -17,11 +17,14 @@ from np_trl.data import PreferenceRows
 from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.metrics import UserAccuracy
-from np_trl.populations.style_grammar import detect_attributes, is_grammatical
+from np_trl.models.completion_log_probs import completion_log_probs
+from np_trl.models.text_context import tokenize_prompt
+from np_trl.populations.attributes import Attributes
+from np_trl.populations.style import STYLE
 
 
 # scores answers to prompts for users, who are given by their number: (prompts, texts, users) -> (answers,)
-Judge = Callable[[list[str], list[str], np.ndarray], np.ndarray]
+Judge = Callable[[list[str | list[dict]], list[str], np.ndarray], np.ndarray]
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0, "repetition_penalty": 1.0}
 
 
@@ -47,21 +50,21 @@ def check_writer(path: str) -> None:
 def write(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
+    prompts: list[str | list[dict]],
     latents: torch.Tensor | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 64,
 ) -> list[torch.Tensor]:
     """
-    Sample an answer to each prompt, for the user of the same row; for nobody without `latents`.
+    Sample an answer to each prompt, a text or messages, for the user of the same row; for nobody without `latents`.
 
     Returns:
         `list[torch.Tensor]`: the tokens of each answer, up to its end-of-sequence token.
     """
     answers = []
     for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        inputs = tokenizer(batch, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+        batch = [tokenize_prompt(prompt, tokenizer) for prompt in prompts[start : start + batch_size]]
+        inputs = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt").to(model.device)
         users = {} if latents is None else {"latents": latents[start : start + batch_size].to(model.device)}
         outputs = model.generate(**inputs, **users, **SAMPLING, max_new_tokens=max_new_tokens)
         answers += [_cut(row, end_tokens(model)) for row in outputs[:, inputs["input_ids"].shape[1] :].cpu()]
@@ -102,11 +105,6 @@ class Generations:
             targets += [target[index % len(target)] for index in range(answers_per_user)]
         self.users = np.array(users)  # (answers,)
         self.prompts = [pair["prompt"] for pair in self.rows.take(targets)]
-        if not isinstance(self.prompts[0], str):
-            raise ValueError(
-                "Answers are written to prompts that are plain text only, but these are conversations. Evaluate without "
-                "generations."
-            )
         self.latents = self._infer(torch.stack(contexts)).repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
 
     @torch.no_grad()
@@ -119,8 +117,8 @@ class Generations:
         Describe the answers of the policy, of the base model and of an opponent, and judge them against the opponent's.
 
         Returns:
-            `dict[str, float]`: `{policy, base, opponent}_tokens`, `_repetition`, `_finished`; `kl` to the reference, in
-            nats a token; `win_rate` over the opponent, with its standard error over users, of all and of each group.
+            `dict[str, float]`: `{policy, base, opponent}_tokens`, `_repetition`, `_distinct_2`, `_finished`, and
+            `_perplexity` to the reference; `kl` to the reference, in nats a token; `win_rate` over the opponent, with its standard error over users, of all and of each group.
         """
         set_seed(self.protocol.seed)
         answers = self._write(self.model, self.latents)
@@ -130,6 +128,7 @@ class Generations:
         metrics = {"kl": self.kl(answers)}
         for name, texts in written.items():
             metrics |= {f"{name}_{key}": value for key, value in describe(texts, end_tokens(self.model)).items()}
+            metrics[f"{name}_perplexity"] = self.perplexity(texts)
         self.texts = {
             name: self.tokenizer.batch_decode(answers, skip_special_tokens=True) for name, answers in written.items()
         }
@@ -138,7 +137,7 @@ class Generations:
             metrics |= self._win_rates(scores[0] - scores[1])
         return metrics
 
-    def write(self, prompts: list[str], user: int) -> list[str]:
+    def write(self, prompts: list[str | list[dict]], user: int) -> list[str]:
         """Write the policy's answers to other prompts, for one user."""
         latents = self.latents[self.users == user][:1].expand(len(prompts), -1)
         answers = write(self.model, self.tokenizer, prompts, latents, self.max_new_tokens)
@@ -177,9 +176,17 @@ class Generations:
             count += len(policy)
         return total / count
 
-    def _join(self, prompts: list[str], answers: list[torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def perplexity(self, answers: list[torch.Tensor]) -> float:
+        """Perplexity of answers to the reference, without a user."""
+        inputs, written = self._join(self.prompts, answers)
+        log_probs = completion_log_probs(self.reference, {**inputs, "completion_mask": written})
+        return float((-log_probs.sum() / written.sum()).exp())
+
+    def _join(
+        self, prompts: list[str | list[dict]], answers: list[torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Join prompts and answers, padded on the right, and say which tokens are the answers': `(B, T)`."""
-        prompt_ids = self.tokenizer(prompts)["input_ids"]
+        prompt_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in prompts]
         rows = [torch.cat([torch.tensor(ids), answer]) for ids, answer in zip(prompt_ids, answers, strict=True)]
         lengths = torch.tensor([[len(ids), len(row)] for ids, row in zip(prompt_ids, rows, strict=True)])
         input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
@@ -197,27 +204,49 @@ def end_tokens(model: nn.Module) -> list[int]:
 
 
 def describe(answers: list[torch.Tensor], ends: list[int]) -> dict[str, float]:
-    """Mean number of tokens, share of trigrams that an answer has had before, and share of answers that ended."""
-    repetitions = []
+    """
+    Mean number of tokens, share of trigrams that an answer has had before, share of bigrams that are distinct among those of
+    all answers, and share of answers that ended.
+    """
+    repetitions, bigrams = [], []
     for answer in answers:
         trigrams = list(zip(*(answer[offset:].tolist() for offset in range(3)), strict=False))
+        bigrams += zip(answer[:-1].tolist(), answer[1:].tolist(), strict=True)
         repetitions.append(1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0)
     return {
         "tokens": float(np.mean([len(answer) for answer in answers])),
         "repetition": float(np.mean(repetitions)),
+        "distinct_2": len(set(bigrams)) / max(len(bigrams), 1),
         "finished": float(np.mean([answer[-1].item() in ends for answer in answers])),
     }
 
 
-def style_judge(rows: PreferenceRows) -> Judge:
-    """Judge answers of the style population: how many of the four attributes are as the user wants them, exactly."""
-    styles = np.array([rows.dataset[int(rows.of_user(user)[0])]["style"] for user in range(len(rows))])  # (users, 4)
+class StyleJudge:
+    """
+    Judges answers to the users of a simulated population: which of the attributes are as the user wants them, exactly.
 
-    def judge(prompts: list[str], texts: list[str], users: np.ndarray) -> np.ndarray:
-        attributes = np.array([detect_attributes(text) for text in texts])
-        return (attributes == styles[users]).mean(axis=1)
+    Args:
+        rows ([`PreferenceRows`]):
+            Pairs of the users, with the column `style`.
+        attributes ([`Attributes`], *optional*):
+            Those of the population; of the style population if not given.
+    """
 
-    return judge
+    def __init__(self, rows: PreferenceRows, attributes: Attributes = STYLE):
+        self.attributes = attributes
+        self.styles = np.array([rows.dataset[int(rows.of_user(user)[0])]["style"] for user in range(len(rows))])
+
+    def __call__(self, prompts: list, texts: list[str], users: np.ndarray) -> np.ndarray:
+        return self.attributes.match(texts, self.styles[users]).mean(axis=1)
+
+    def describe(self, texts: list[str], users: np.ndarray) -> dict[str, float]:
+        """How often attributes are as wanted: in the mean, and where a user wants each of them, or its opposite."""
+        styles = self.styles[users]  # (answers, A)
+        matches, shares = self.attributes.match(texts, styles), {}
+        for column, names in enumerate(zip(self.attributes.likes, self.attributes.opposites, strict=True)):
+            for sign, name in zip((1, -1), names, strict=True):
+                shares[f"steering_{name}"] = float(matches[styles[:, column] == sign, column].mean())
+        return {"steering_accuracy": float(matches.mean()), **shares}
 
 
 def reward_judge(models: dict[str, nn.Module], groups: list[str]) -> Judge:
@@ -235,7 +264,13 @@ def reward_judge(models: dict[str, nn.Module], groups: list[str]) -> Judge:
         raise ValueError(f"The groups {missing} have no judge, only {sorted(models)}. Give each a reward model.")
 
     def judge(prompts: list[str], texts: list[str], users: np.ndarray) -> np.ndarray:
-        options = [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True)]
+        options = [
+            {
+                "prompt": prompt,
+                "completion": text if isinstance(prompt, str) else [{"role": "assistant", "content": text}],
+            }
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
         scores, of_users = np.empty(len(options)), np.array(groups)[users]
         for group in np.unique(of_users):
             members = np.flatnonzero(of_users == group)
@@ -243,11 +278,6 @@ def reward_judge(models: dict[str, nn.Module], groups: list[str]) -> Judge:
         return scores
 
     return judge
-
-
-def share_grammatical(prompts: list[str], texts: list[str]) -> float:
-    """The share of answers that are in the language of the style population."""
-    return float(np.mean([is_grammatical(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]))
 
 
 def _cut(answer: torch.Tensor, ends: list[int]) -> torch.Tensor:

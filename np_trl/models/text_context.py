@@ -126,19 +126,37 @@ def tokenize_pair(pair: dict, tokenizer) -> tuple[int, list[int], list[int]]:
     Raises:
         `ValueError`: if texts are to end with a token that the tokenizer does not have.
     """
-    prompt = pair["prompt"]
+    prompt, prompt_ids = pair["prompt"], tokenize_prompt(pair["prompt"], tokenizer, **template_kwargs(pair))
     if isinstance(prompt, str):
         check_end_token(tokenizer)
-        prompt_ids = tokenizer(prompt)["input_ids"]
         texts = [prompt + _with_eos(pair[side], tokenizer.eos_token) for side in SIDES]
         chosen_ids, rejected_ids = tokenizer(texts)["input_ids"]
     else:
         kwargs = {"return_dict": False, **template_kwargs(pair)}
-        prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **kwargs)
         chosen_ids, rejected_ids = (tokenizer.apply_chat_template(prompt + pair[side], **kwargs) for side in SIDES)
     # tokens may merge where the prompt ends: the completions start where they differ from it
     start = min(_common_length(prompt_ids, option_ids) for option_ids in (chosen_ids, rejected_ids))
     return start, chosen_ids, rejected_ids
+
+
+def tokenize_prompt(prompt: str | list[dict], tokenizer, **kwargs) -> list[int]:
+    """
+    Tokenise a prompt, which an answer follows, as TRL's DPO trainer does.
+
+    Args:
+        prompt (`str` or `list[dict]`):
+            A text, or messages.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        kwargs:
+            Arguments of the chat template, such as `tools`.
+
+    Returns:
+        `list[int]`: tokens.
+    """
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False, **kwargs)
 
 
 def check_end_token(tokenizer) -> None:

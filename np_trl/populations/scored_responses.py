@@ -24,6 +24,7 @@ def simulate_users(
     pairs_per_user: int | None,
     conflict_rate: float | None = None,
     seed: int = 0,
+    standardize: bool = True,
 ) -> Dataset:
     """
     Draw the choices of simulated users between responses to the same prompt.
@@ -35,7 +36,7 @@ def simulate_users(
         items ([`~datasets.Dataset`]):
             One row a response, with `prompt`, `response` and the scores. Of equal responses to a prompt the first counts.
         scores (`list[str]`):
-            The columns of the scores, which are standardised over the table.
+            The columns of the scores.
         weights (`np.ndarray` of shape `(U, S)`):
             For each user the weights of the S scores.
         pairs_per_user (`int`, *optional*):
@@ -45,6 +46,8 @@ def simulate_users(
             differently, whatever the user's weights. As it happens if not set.
         seed (`int`, *optional*, defaults to `0`):
             Seed of everything drawn.
+        standardize (`bool`, *optional*, defaults to `True`):
+            Whether scores are brought to the same spread. Otherwise they are weighed as they are.
 
     Returns:
         [`~datasets.Dataset`] with the columns `user_id` (the row of `weights`), `prompt`, `chosen`, `rejected`; and, for
@@ -58,7 +61,7 @@ def simulate_users(
     _check_arguments(items, scores, weights, conflict_rate)
     prompts, responses = _read(items, "prompt"), _read(items, "response")
     pairs = _pair_responses(prompts, responses)  # (N, 2)
-    values = _standardize(items, scores)  # (items, S)
+    values = _read_scores(items, scores, standardize)  # (items, S)
     differences = values[pairs[:, 0]] - values[pairs[:, 1]]  # (N, S)
     is_conflicting = (differences.max(axis=1) > 0) & (differences.min(axis=1) < 0)  # a tie takes no side
     logger.info("%d pairs of responses, %d of them conflicting.", len(pairs), is_conflicting.sum())
@@ -203,11 +206,13 @@ def _take(texts: pa.Array, indices: np.ndarray) -> pa.ChunkedArray:
     return pa.chunked_array([texts.take(part) for part in np.array_split(indices, num_parts)])
 
 
-def _standardize(items: Dataset, scores: list[str]) -> np.ndarray:
+def _read_scores(items: Dataset, scores: list[str], standardize: bool) -> np.ndarray:
     values = np.stack([_read(items, name).to_numpy(zero_copy_only=False) for name in scores], axis=1).astype(float)
     if not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"`{scores[column]}` of row {row} of `items` is missing or infinite. Drop the row.")
+    if not standardize:
+        return values
     # one scale for a column, so that equal scores stay equal
     return (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-12)
 

@@ -11,10 +11,12 @@ from collections import defaultdict
 import numpy as np
 from datasets import Dataset
 
-from np_trl.populations.style_grammar import ATTRIBUTES, OPPOSITES, all_prompts, write_answer
+from np_trl.populations.attributes import Attributes
+from np_trl.populations.style_grammar import ATTRIBUTES, OPPOSITES, all_prompts, detect_attributes, write_answer
 
 
-STYLES = tuple(itertools.product((-1, 1), repeat=len(ATTRIBUTES)))
+STYLE = Attributes(ATTRIBUTES, OPPOSITES, detect_attributes)
+STYLES = STYLE.styles
 
 
 def split_prompts(holdout: int = 5) -> tuple[list[str], list[str]]:
@@ -68,17 +70,10 @@ def style_population(prompts: list[str], num_users: int, pairs_per_user: int, se
                     "chosen": write_answer(prompt, chosen, np.random.default_rng(content)),
                     "rejected": write_answer(prompt, rejected, np.random.default_rng(content)),
                     "style": list(style),
-                    "group": name_style(style),
+                    "group": STYLE.name(style),
                 }
             )
     return Dataset.from_list(rows)
-
-
-def name_style(style: tuple[int, ...]) -> str:
-    """Name a type of users by its preferences: `long_list_casual_sure`."""
-    return "_".join(
-        like if sign > 0 else other for sign, like, other in zip(style, ATTRIBUTES, OPPOSITES, strict=True)
-    )
 
 
 def _draw_choice(style: tuple[int, ...], rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -128,6 +128,11 @@ def is_grammatical(prompt: str, answer: str) -> bool:
     )
 
 
+def share_grammatical(prompts: list[str], answers: list[str]) -> float:
+    """The share of answers that are in the language."""
+    return float(np.mean([is_grammatical(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]))
+
+
 def _split_steps(body: str) -> list[str]:
     """Split what follows the opening into steps."""
     steps = body[3:].split("\n- ") if body.startswith("\n- ") else body.strip().removesuffix(".").split(", then ")

@@ -5,27 +5,22 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from datasets import Dataset
 from transformers import AutoTokenizer, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from np_trl.data.preference_rows import EMBED_COLUMNS
 from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.dpo_baselines import BASELINES, DPOBaselines
-from np_trl.evaluation.generations import Generations, share_grammatical, style_judge
+from np_trl.evaluation.generations import Generations, StyleJudge
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.files import whole_file
-from np_trl.models import NPRewardModel, NPRewardModelConfig
-from np_trl.populations import style_bayes_accuracy, style_population
-from np_trl.populations.style import STYLES, split_prompts
+from np_trl.models.texts import plain_text
+from np_trl.populations.built_in import POPULATIONS, Population
 from np_trl.scripts.command_parser import CommandParser
 from np_trl.scripts.demo import STYLE_GEMMA
 from np_trl.scripts.preference_arguments import PreferenceArguments
-from np_trl.trainer import NPDPOConfig, NPDPOTrainer, NPRewardConfig, NPRewardTrainer
+from np_trl.trainer import NPDPOConfig, NPDPOTrainer
 from np_trl.trainer.policy import read_policy_config
-
-
-EXAMPLE = "style_population"
 
 
 @dataclass
@@ -33,13 +28,6 @@ class ScriptArguments(PreferenceArguments):
     num_threads: int | None = field(
         default=None, metadata={"help": "CPU threads. `accelerate launch` gives a process one if this is not set."}
     )
-    reward_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Steps of NP-BTL on the same embeddings, whose context encoder NP-DPO starts from. 0: none."
-        },
-    )
-    reward_learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of that NP-BTL model."})
     baselines: list[str] = field(
         default_factory=list, metadata={"help": f"What to train and evaluate beside it: {', '.join(BASELINES)}."}
     )
@@ -53,27 +41,29 @@ class ScriptArguments(PreferenceArguments):
     dedicated_groups: list[str] | None = field(
         default=None, metadata={"help": "Groups that have a dedicated policy. Default: all."}
     )
-    num_train_users: int = field(default=384, metadata={"help": f"Training users of '{EXAMPLE}'."})
-    num_eval_users: int = field(default=160, metadata={"help": f"Evaluation users of '{EXAMPLE}', a multiple of 16."})
+    num_train_users: int = field(default=384, metadata={"help": "Training users of a population of the package."})
+    num_eval_users: int = field(
+        default=160, metadata={"help": "Evaluation users of a population of the package, a multiple of 16."}
+    )
+    answers_per_user: int = field(
+        default=2, metadata={"help": "Answers written for each evaluation user of a population of the package."}
+    )
 
     def __post_init__(self):
-        self.dataset_name = self.dataset_name or EXAMPLE
-        check_at_least(0, reward_steps=self.reward_steps)
-        check_at_least(1, num_train_users=self.num_train_users)
+        self.dataset_name = self.dataset_name or next(iter(POPULATIONS))
+        check_at_least(1, num_train_users=self.num_train_users, answers_per_user=self.answers_per_user)
         if self.baseline_steps is not None:
             check_at_least(1, baseline_steps=self.baseline_steps)
-        check_at_least(len(STYLES), num_eval_users=self.num_eval_users)
+        if self.population is not None:
+            check_at_least(len(self.population.attributes.styles), num_eval_users=self.num_eval_users)
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise ValueError(f"`baselines` {unknown} are unknown. Choose among {list(BASELINES)}.")
 
-    def draw(self, seed: int) -> tuple[Dataset, Dataset]:
-        """Draw training and evaluation users of the style population."""
-        train_prompts, eval_prompts = split_prompts()
-        return (
-            style_population(train_prompts, self.num_train_users, pairs_per_user=20, seed=2 * seed),
-            style_population(eval_prompts, self.num_eval_users, pairs_per_user=22, seed=2 * seed + 1),
-        )
+    @property
+    def population(self) -> Population | None:
+        """The population of the package that `dataset_name` names, if it does."""
+        return POPULATIONS.get(self.dataset_name)
 
 
 class TrainerBuilder:
@@ -120,59 +110,28 @@ class TrainerBuilder:
         )
 
 
-def train_context_encoder(trainer: NPDPOTrainer, steps: int, learning_rate: float) -> dict[str, float]:
-    """Train NP-BTL on the embeddings of the policy's options and start the policy from its context encoder."""
-    args, context_config = trainer.args, trainer.model.config.context_config
-    reward_args = NPRewardConfig(
-        output_dir=f"{args.output_dir}/np_reward",
-        max_steps=steps,
-        warmup_steps=steps // 10,
-        lr_scheduler_type="cosine",
-        learning_rate=learning_rate,
-        num_targets=5,
-        max_context=max(args.eval_num_contexts),
-        context_in_target=False,
-        **args.evaluation_protocol.as_arguments(),
-        drop_short_users=True,
-        bf16=args.bf16,  # one setting for the process: another would change that of the policy
-        fp16=args.fp16,
-        use_cpu=args.use_cpu,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=100,
-        seed=args.seed,
-        data_seed=args.data_seed,
-    )
-    model = NPRewardModel(
-        NPRewardModelConfig(
-            embed_size=context_config.embed_size,
-            hidden_size=context_config.hidden_size,
-            context_config=context_config.to_diff_dict(),
-        )
-    )
-    reward_trainer = NPRewardTrainer(
-        model, args=reward_args, train_dataset=trainer.train_dataset, eval_dataset=trainer.eval_dataset
-    )
-    reward_trainer.train()
-    reward_trainer.save_model()
-    trainer.accelerator.wait_for_everyone()
-    trainer.load_context_encoder(reward_args.output_dir)
-    return reward_trainer.evaluate(metric_key_prefix="eval_reward")
-
-
-def evaluate_generations(trainer: NPDPOTrainer, num_context: int, baselines: DPOBaselines) -> dict[str, float]:
+def evaluate_generations(
+    trainer: NPDPOTrainer,
+    population: Population,
+    num_context: int,
+    answers_per_user: int,
+    opponent: NPDPOTrainer | None,
+) -> dict[str, float]:
     """
-    Write for every user of the style population: the share of attributes as wanted, how often more of them are than in
-    what the mixture's policy writes, the share of grammatical answers, and statistics.
+    Write for every user of a population: the share of attributes as wanted, how often more of them are than in what the
+    mixture's policy writes, the quality of the answers, and statistics.
     """
-    generations = Generations(PolicyEvaluation.of_trainer(trainer), num_context)
-    judge, mixture = style_judge(generations.rows), baselines.policies.get("mixture")
-    opponent = None if mixture is None else mixture.accelerator.unwrap_model(mixture.model)
-    metrics = generations.evaluate(judge, opponent)
-    scores = judge(generations.prompts, generations.texts["policy"], generations.users)
-    metrics["steering_accuracy"] = float(scores.mean())
-    metrics["grammatical"] = share_grammatical(generations.prompts, generations.texts["policy"])
-    metrics["base_grammatical"] = share_grammatical(generations.prompts, generations.texts["base"])
+    evaluation = PolicyEvaluation.of_trainer(trainer)
+    generations = Generations(evaluation, num_context, answers_per_user, population.max_new_tokens)
+    judge = StyleJudge(generations.rows, population.attributes)
+    metrics = generations.evaluate(
+        judge, None if opponent is None else opponent.accelerator.unwrap_model(opponent.model)
+    )
+    for name, texts in generations.texts.items():
+        prefix = "" if name == "policy" else f"{name}_"
+        described = judge.describe(texts, generations.users)
+        described |= {key: measure(generations.prompts, texts) for key, measure in population.quality.items()}
+        metrics |= {f"{prefix}{key}": value for key, value in described.items()}
     return {f"eval_nc{num_context}_{key}": value for key, value in metrics.items()}
 
 
@@ -196,19 +155,15 @@ def print_curve(metrics: dict[str, float], num_contexts: list[int]) -> None:
     show("written grammatically", "eval_nc{}_grammatical")
 
 
-def print_two_users(trainer: NPDPOTrainer, num_context: int) -> None:
-    """Print answers to the same prompts for two opposite users of the style population, after their choices."""
-    generations = Generations(PolicyEvaluation.of_trainer(trainer), num_context, answers_per_user=1)
-    readers = {
-        "who chose long, formal, sure lists": STYLES.index((1, 1, 1, -1)),
-        "who chose short, casual, hedged prose": STYLES.index((-1, -1, -1, 1)),
-    }
-    _, prompts = split_prompts()
-    for prompt in prompts[:2]:
-        print(f"\n{prompt}")
-        for name, user in readers.items():
-            (answer,) = generations.write([prompt], user)
-            print(f"  to a user {name}:")
+def print_two_users(trainer: NPDPOTrainer, population: Population, num_context: int) -> None:
+    """Print answers to the same prompts for two opposite users of a population, after their choices."""
+    evaluation = PolicyEvaluation.of_trainer(trainer)
+    generations = Generations(evaluation, num_context, answers_per_user=1, max_new_tokens=population.max_new_tokens)
+    for prompt in population.prompts:
+        print(f"\n{plain_text(prompt)}")
+        for style, name in population.readers.items():
+            (answer,) = generations.write([prompt], population.attributes.styles.index(style))
+            print(f"  to a user who chose {name}:")
             print("   " + answer.replace("\n", "\n    "))
 
 
@@ -216,17 +171,18 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
     if script_args.num_threads is not None:
         check_at_least(1, num_threads=script_args.num_threads)
         torch.set_num_threads(script_args.num_threads)
-    is_example, num_context = script_args.dataset_name == EXAMPLE, max(training_args.eval_num_contexts)
-    train_dataset, eval_dataset = script_args.draw(training_args.seed) if is_example else script_args.load()
+    population, num_context = script_args.population, max(training_args.eval_num_contexts)
+    if population is None:
+        train_dataset, eval_dataset = script_args.load()
+    else:
+        sizes = (script_args.num_train_users, script_args.num_eval_users)
+        train_dataset, eval_dataset = population.draw(*sizes, training_args.seed)
 
     build = TrainerBuilder(training_args, model_args, embedded=set(EMBED_COLUMNS) <= set(train_dataset.column_names))
     trainer = build(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
     trainer.create_model_card(dataset_name=script_args.dataset_name)
-    metrics = {}
-    if script_args.reward_steps:
-        metrics |= train_context_encoder(trainer, script_args.reward_steps, script_args.reward_learning_rate)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    metrics |= trainer.evaluate()
+    metrics = {**trainer.reward_metrics, **trainer.evaluate()}
     trainer.save_model(training_args.output_dir)
 
     trainer.save_metrics("eval", metrics)  # whatever becomes of the baselines
@@ -235,18 +191,19 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
     baselines = DPOBaselines(trainer, build, script_args.baseline_steps, **dedicated)
     for name in script_args.baselines:
         metrics |= baselines.measure(name)
-    if is_example:
+    if population is not None:
         if trainer.is_world_process_zero():
             with whole_file(f"{training_args.output_dir}/users.parquet") as part:
                 eval_dataset.to_parquet(part)
-        for number, accuracy in style_bayes_accuracy(training_args.eval_num_contexts).items():
+        for number, accuracy in population.limit(training_args.eval_num_contexts).items():
             metrics[f"eval_nc{number}_bayes_accuracy"] = accuracy
-        metrics |= evaluate_generations(trainer, num_context, baselines)
+        mixture = baselines.policies.get("mixture")
+        metrics |= evaluate_generations(trainer, population, num_context, script_args.answers_per_user, mixture)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         print_curve(metrics, training_args.eval_num_contexts)
-        if is_example:
-            print_two_users(trainer, num_context)
+        if population is not None:
+            print_two_users(trainer, population, num_context)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     if trainer.model.config.modulation.needs_lora:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from transformers import AutoModel
 
 from np_trl.data import EvaluationProtocol, PreferenceRows
-from np_trl.evaluation.generations import Generations, Judge, reward_judge, style_judge
+from np_trl.evaluation.generations import Generations, Judge, StyleJudge, reward_judge
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.metrics.results import save_results
 from np_trl.scripts.command_parser import CommandParser
@@ -42,7 +42,7 @@ def build_judge(names: list[str], rows: PreferenceRows, group_column: str | None
     if not names:
         return None
     if names == ["style"]:
-        return style_judge(rows)
+        return StyleJudge(rows)
     paths = dict(name.split("=", maxsplit=1) for name in names if "=" in name)
     if len(paths) < len(names) or group_column is None:
         raise ValueError(f"`--judges {names}` must each be `GROUP=PATH`, of the groups that `--group_column` names.")

@@ -30,6 +30,7 @@ class ContextualTrainerMixin(UserEvaluationMixin, SharingTrainerMixin, Resumable
     Both trainers resolve methods in this order, up to TRL's own trainer. The second column is what a class overrides, the
     third what it asks of the trainer's class:
 
+        WarmStartMixin (policies)           train                                            load_context_encoder
         PolicyLossMixin or RewardLossMixin  compute_loss, evaluation_loop                    -
         TokenizingTrainerMixin (policies)   _prepare_dataset, _precompute_ref_logps, train   -
         ContextualTrainerMixin              _get_dataloader, _get_train_sampler              _embed_size, _read_rows

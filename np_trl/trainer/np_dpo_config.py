@@ -21,6 +21,9 @@ class NPDPOConfig(ContextConfigMixin, DPOConfig):
             Initial learning rate of the context encoder and of the map from the latent to FiLM or gates. `learning_rate` is that of the language model.
         context_encoder_path (`str`, *optional*):
             A saved [`NPRewardModel`] or policy whose context encoder is the starting point.
+        reward_steps (`int`, *optional*, defaults to `0`), reward_learning_rate (`float`, *optional*, defaults to `2e-3`):
+            Steps of an NP-BTL reward model on the same embeddings, trained first, whose context encoder is the starting point,
+            and its learning rate. None if 0.
         film_kwargs (`dict`, *optional*):
             Fields of [`FiLMConfigMixin`] to set when `model` is a path, such as `{"film_site": "lora"}`.
         embed_batch_size (`int`, *optional*, defaults to `64`):
@@ -36,6 +39,13 @@ class NPDPOConfig(ContextConfigMixin, DPOConfig):
         default=None,
         metadata={"help": "A saved NP-BTL reward model or policy whose context encoder is the starting point."},
     )
+    reward_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps of NP-BTL on the same embeddings, whose context encoder NP-DPO starts from. 0: none."
+        },
+    )
+    reward_learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of that NP-BTL model."})
     film_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Fields of the FiLM config to set when the model is given as a path."}
     )
@@ -46,6 +56,12 @@ class NPDPOConfig(ContextConfigMixin, DPOConfig):
     def __post_init__(self):
         super().__post_init__()
         self._check_at_least("embed_batch_size", 1)
+        self._check_at_least("reward_steps", 0)
+        if self.reward_steps and self.context_encoder_path is not None:
+            raise ValueError(
+                f"`reward_steps={self.reward_steps}` and `context_encoder_path={self.context_encoder_path!r}` both say what the "
+                "context encoder starts from. Set one of them."
+            )
         sorted_losses = [name for name in self.loss_type if name.startswith("aot")]
         if sorted_losses:
             raise ValueError(

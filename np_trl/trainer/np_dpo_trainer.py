@@ -31,13 +31,14 @@ from np_trl.trainer.tokenizing_trainer import TokenizingTrainerMixin
 from np_trl.trainer.trl_loss import PolicyLossMixin
 from np_trl.trainer.trunk import check_trunk, embed_with_trunk, freeze_trunk
 from np_trl.trainer.uploads import files_to_share, upload
+from np_trl.trainer.warm_start import WarmStartMixin
 from np_trl.weight_identity import base_of, hash_base_weights
 
 
 logger = logging.getLogger(__name__)
 
 
-class NPDPOTrainer(PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMixin, DPOTrainer):
+class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMixin, DPOTrainer):
     """
     Train one policy that writes for each user, from the choices of many.
 

@@ -3,13 +3,18 @@
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars, load_from_disk
 
 from np_trl.data import PreferenceRows
+from np_trl.data.distinct_options import DistinctOptions
 from np_trl.data.task_stream import check_tasks
 from np_trl.models.text_context import check_end_token
 from np_trl.models.texts import SIDES
 from np_trl.trainer.token_ties import drop_token_ties, find_token_ties
+
+
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class TokenizingTrainerMixin:
@@ -95,9 +100,21 @@ class TokenizingTrainerMixin:
             "`per_device_train_batch_size`, which counts users, or `num_targets`."
         )
 
-    # Override: TRL's processes exchange reference log-probs by a file beside that of the dataset, and a dataset in memory
-    # has none that they share.
+    # Override: of options that recur the log-probs are computed once.
     def _precompute_ref_logps(self, dataset, name, batch_size):
+        if not isinstance(dataset, Dataset) or self.ld_alpha is not None:  # by which they depend on the other option
+            return self._compute_ref_logps(dataset, name, batch_size)
+        distinct = DistinctOptions(dataset)
+        if distinct.pairs is dataset:
+            return self._compute_ref_logps(dataset, name, batch_size)
+        computed = self._compute_ref_logps(distinct.pairs, name, batch_size).with_format("numpy")
+        log_probs = distinct.spread(np.stack([computed[column][:] for column in REFERENCE_COLUMNS], axis=1))
+        for side, column in enumerate(REFERENCE_COLUMNS):
+            dataset = dataset.add_column(column, log_probs[:, side].tolist())
+        return self._remember(dataset)
+
+    def _compute_ref_logps(self, dataset: Dataset | IterableDataset, name: str, batch_size: int) -> Dataset:
+        # TRL's processes exchange log-probs by a file beside that of the dataset, and one in memory has none that they share
         if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and not dataset.cache_files:
             path = Path(self.args.output_dir, "_reference", name)  # which is not pushed
             if self.accelerator.is_main_process:

@@ -50,11 +50,13 @@ torch
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from datasets import IterableDataset
+from peft import PeftModel
 
 from np_trl.data import EvaluationTasks
 from np_trl.data.contextual_collator import pad_pairs
@@ -68,6 +70,7 @@ from np_trl.trainer.latent_objectives import (
     target_sets,
 )
 from np_trl.trainer.reference_log_probs import ReferenceLogProbs
+from np_trl.trainer.trunk import SharedTrunk
 
 
 # tensors of a batch that are for the metrics, not for the model
@@ -137,9 +140,10 @@ class PolicyLossMixin(PairLossMixin):
 
     # Override: the reference never sees a context, so its log-probs come from TRL's own function, without one.
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = self._begin_record(inputs)
+        inputs, trunk = self._begin_record(inputs), self._shared_trunk
         if "ref_chosen_logps" not in inputs:
-            chosen, rejected = self._reference_log_probs(model, inputs)
+            with nullcontext() if trunk is None else trunk.record():
+                chosen, rejected = self._reference_log_probs(model, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
         def forward(**kwargs):
@@ -147,8 +151,18 @@ class PolicyLossMixin(PairLossMixin):
             self.record.keep(self._implicit_rewards(outputs.log_probs.detach(), inputs))
             return outputs
 
-        with self._with_precomputed_references():
+        with self._with_precomputed_references(), nullcontext() if trunk is None else trunk.replay():
             return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+
+    @cached_property
+    def _shared_trunk(self) -> SharedTrunk | None:
+        """The trunk, where policy and reference policy have the same and no process holds a part of it alone."""
+        model = self.accelerator.unwrap_model(self.model)
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.ref_model is not None or not isinstance(model, PeftModel) or is_sharded:
+            return None
+        base = model.get_base_model()
+        return SharedTrunk(base) if SharedTrunk.exists(base) else None
 
     def _implicit_rewards(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Differences of implicit rewards (eq. 8) `(P,)` from the log-probs of the completions' tokens `(2P, T - 1)`."""

@@ -1,6 +1,7 @@
 """The trunk: the lower layers of a policy, which embed the users' options and must stay those of the base model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from np_trl.data.distinct_options import DistinctOptions
 from np_trl.data.pair_codes import TOKEN_COLUMNS
 
 
@@ -25,14 +27,22 @@ def check_trunk(model: nn.Module) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     context_layer, num_layers = base.config.context_layer, base.config.num_hidden_layers
     for name, module in trunk_modules(base):
-        trained = [key for key, parameter in module.named_parameters() if parameter.requires_grad]
-        if trained or any(isinstance(part, BaseTunerLayer) for part in module.modules()):
+        trained = _trained(module)
+        if trained or _is_adapted(module):
             raise ValueError(
                 f"The adapter reaches `{name}`{f' ({trained[0]!r} is trained)' if trained else ''}, but `context_layer="
                 f"{context_layer}`: the layers below it embed the users' options and must stay those of the base model. Set "
                 f"`layers_to_transform=list(range({context_layer}, {num_layers}))` in `peft_config` and leave out what trains "
                 '`embed_tokens` or all layers (`modules_to_save`, `bias="all"`), or lower `context_layer`.'
             )
+
+
+def _trained(module: nn.Module) -> list[str]:
+    return [key for key, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return any(isinstance(part, BaseTunerLayer) for part in module.modules())
 
 
 def freeze_trunk(model: PreTrainedModel) -> None:
@@ -47,12 +57,64 @@ def trunk_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     return [("embed_tokens", model.get_input_embeddings()), *layers]
 
 
+class SharedTrunk:
+    """
+    One pass through the trunk for the reference policy and the policy, where both have the same and neither trains it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The policy without its adapter, whose layers the reference policy shares.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.trunk = list(model.model.layers[: model.config.context_layer])
+        self.first = model.model.layers[model.config.context_layer]
+        self.hidden_states = None
+
+    @staticmethod
+    def exists(model: PreTrainedModel) -> bool:
+        """Whether the trunk of a policy is that of the base model, whoever the user is."""
+        modules = [module for _, module in trunk_modules(model)]
+        is_modulated = model.config.film_site != "lora" and model.config.first_film_layer < model.config.context_layer
+        return not is_modulated and not any(map(_trained, modules)) and not any(map(_is_adapted, modules))
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Keep the hidden states `(B, T, H)` that leave the trunk."""
+
+        def keep(module: nn.Module, args: tuple) -> None:
+            self.hidden_states = args[0].detach()
+
+        hook = self.first.register_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Pass by the trunk, and go on from the hidden states that were kept, if any were."""
+        if self.hidden_states is None:
+            yield
+            return
+        hook = self.first.register_forward_pre_hook(lambda module, args: (self.hidden_states, *args[1:]))
+        for layer in self.trunk:
+            layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
+        try:
+            yield
+        finally:
+            hook.remove()
+            for layer in self.trunk:
+                del layer.forward
+            self.hidden_states = None
+
+
 @torch.no_grad()
 def embed_with_trunk(
     model: nn.Module, dataset: Dataset, collate: Callable, accelerator: Accelerator, batch_size: int, name: str
 ) -> torch.Tensor:
     """
-    Embed every option of a dataset once, each process its share.
+    Embed every distinct option of a dataset once, each process its share.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -73,7 +135,8 @@ def embed_with_trunk(
     """
     was_training = model.training
     model.eval()
-    rows = dataset.select_columns(list(TOKEN_COLUMNS))
+    distinct = DistinctOptions(dataset)
+    rows = distinct.pairs.select_columns(list(TOKEN_COLUMNS))
     lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     batches = torch.tensor(lengths).argsort().split(batch_size)
     embeds = torch.zeros(len(rows), 2, model.config.hidden_size)
@@ -86,7 +149,7 @@ def embed_with_trunk(
         if number < len(batches):
             embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
     model.train(was_training)
-    if accelerator.num_processes == 1:
-        return embeds
-    parts = embeds.split(65_536)  # as much as goes through an accelerator at once
-    return torch.cat([accelerator.reduce(part.to(accelerator.device)).cpu() for part in parts])
+    if accelerator.num_processes > 1:
+        parts = embeds.split(65_536)  # as much as goes through an accelerator at once
+        embeds = torch.cat([accelerator.reduce(part.to(accelerator.device)).cpu() for part in parts])
+    return torch.from_numpy(distinct.spread(embeds.numpy()))

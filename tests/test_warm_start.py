@@ -1,0 +1,67 @@
+"""The warm start from NP-BTL, in the trainer."""
+
+import pytest
+import torch
+
+from np_trl import NPDPOTrainer, NPRewardModel
+
+from .testing_utils import dpo_config, style_rows, task_rows, tiny_base, tiny_tokenizer, with_embeddings
+
+
+def build(path, train_dataset=None, **kwargs) -> NPDPOTrainer:
+    return NPDPOTrainer(
+        tiny_base(path / "base"),
+        args=dpo_config(path / "out", **kwargs),
+        train_dataset=style_rows(8) if train_dataset is None else train_dataset,
+        eval_dataset=style_rows(8, seed=1),
+        processing_class=tiny_tokenizer(),
+    )
+
+
+def test_training_starts_from_the_context_encoder_of_a_reward_model(tmp_path):
+    trainer = build(tmp_path, reward_steps=3, max_steps=1, learning_rate=0.0, np_learning_rate=0.0)
+    trainer.train()
+    reward_model = NPRewardModel.from_pretrained(tmp_path / "out" / "np_reward")
+    expected, found = reward_model.context_encoder.state_dict(), trainer.model.model.context_encoder.state_dict()
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, msg=name)
+    assert 0 <= trainer.reward_metrics["eval_reward_nc2_accuracy"] <= 1
+
+
+def test_a_run_that_resumes_is_not_started_again(tmp_path):
+    build(tmp_path, reward_steps=2, max_steps=2, save_strategy="steps", save_steps=1).train()
+    trainer = build(tmp_path, reward_steps=2, max_steps=3, save_strategy="steps", save_steps=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3 and trainer.reward_metrics == {}
+
+
+def test_without_steps_nothing_is_trained_first(tmp_path):
+    build(tmp_path).train()
+    assert not (tmp_path / "out" / "np_reward").exists()
+
+
+def test_a_stream_cannot_be_started_warm(tmp_path):
+    stream = task_rows(with_embeddings(style_rows(4), embed_size=32))
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out", reward_steps=2),
+        train_dataset=stream,
+        processing_class=tiny_tokenizer(),
+    )
+    with pytest.raises(
+        ValueError, match="`reward_steps=2` trains a reward model on the users' pairs, but `train_dataset`"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"reward_steps": -1}, "`reward_steps=-1` must be at least 0"),
+        ({"reward_steps": 1, "context_encoder_path": "runs/reward"}, "both say what the context encoder starts from"),
+    ],
+)
+def test_steps_are_checked(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        dpo_config(tmp_path, **fields)
