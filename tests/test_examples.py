@@ -94,7 +94,7 @@ def test_the_style_example_trains_evaluates_saves_and_writes(tmp_path):
         assert printed == of_users[name]
     # what an adapter writes, against the mixture's policy, and its latents
     users = ["--dataset_name", merged.parent / "users.parquet", "--group_column", "group"]
-    judged = ["--num_generations", 1, "--judges", "style", "--opponent", merged.parent / "mixture"]
+    judged = ["--num_generations", 1, "--judges", "style_population", "--opponent", merged.parent / "mixture"]
     contexts = ["--num_contexts", 0, 2]
     run("evaluate_model.py", "--model", merged.parent, *users, *contexts, *judged, "--output_dir", "out", cwd=tmp_path)
     written = results(tmp_path / "out")

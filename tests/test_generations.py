@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardModel, NPRewardModelConfig
@@ -13,7 +14,15 @@ from np_trl.populations.style import split_prompts
 from np_trl.populations.style_grammar import write_answer
 from np_trl.scripts.evaluate import build_judge
 
-from .testing_utils import dpo_config, style_rows, tiny_base, tiny_reward_model, tiny_tokenizer
+from .testing_utils import (
+    as_conversation,
+    chat_tokenizer,
+    dpo_config,
+    style_rows,
+    tiny_base,
+    tiny_reward_model,
+    tiny_tokenizer,
+)
 
 
 @pytest.fixture
@@ -52,6 +61,49 @@ def test_every_user_is_written_for_after_its_own_choices(generations):
         latents = model.infer_latents(rows.embeds(contexts).unsqueeze(0), torch.ones(1, 2))
     torch.testing.assert_close(generations.latents[6:7], latents)
     assert generations.prompts[6:8] == [row["prompt"] for row in rows.take(targets[:2])]
+
+
+def test_conversations_are_answered_as_they_were_trained_on(tmp_path):
+    rows = [Dataset.from_list([as_conversation(row) | {"user_id": row["user_id"]} for row in style_rows(4, seed=seed)])
+            for seed in (0, 1)]  # fmt: skip
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out"),
+        train_dataset=rows[0],
+        eval_dataset=rows[1],
+        processing_class=chat_tokenizer(),
+        peft_config=LoraConfig(target_modules=["q_proj"], layers_to_transform=[1, 2], task_type="CAUSAL_LM"),
+    )
+    generations = Generations(PolicyEvaluation.of_trainer(trainer), num_context=2, max_new_tokens=4)
+    seen = []
+    generations.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    metrics = generations.evaluate()
+    first = {tuple(row[row.index(1) if 1 in row else 0 :]) for row in seen[0]["input_ids"].tolist()}
+    prompts = {tuple(ids) for ids in trainer.eval_dataset["prompt_ids"]}
+    assert all(any(row[-len(ids) :] == ids for ids in prompts) for row in first)
+    assert metrics["base_perplexity"] > 1 and np.isfinite(metrics["policy_perplexity"])
+
+
+def test_perplexity_is_that_of_the_reference_without_a_user(generations):
+    answers = [torch.tensor([9, 8, 7]), torch.tensor([6, 1])] * 16
+    total = 0.0
+    for prompt, answer in zip(generations.prompts, answers, strict=True):
+        prompt_ids = generations.tokenizer(prompt)["input_ids"]
+        ids = torch.tensor([[*prompt_ids, *answer.tolist()]])
+        with torch.no_grad(), generations.model.disable_adapter():
+            log_probs = generations.model(input_ids=ids).logits.log_softmax(dim=-1)[0, len(prompt_ids) - 1 : -1]
+        total += log_probs.gather(1, answer.unsqueeze(1)).sum().item()
+    assert generations.perplexity(answers) == pytest.approx(np.exp(-total / 80), rel=1e-4)
+
+
+def test_a_style_judge_says_which_attributes_are_as_wanted(generations):
+    judge = StyleJudge(generations.rows)
+    styles, users = judge.styles, np.arange(16)
+    texts = [write_answer(split_prompts()[0][0], (1, *style[1:]), np.random.default_rng(0)) for style in styles]
+    described = judge.describe(texts, users)
+    assert described["steering_long"] == 1.0 and described["steering_short"] == 0.0
+    assert described["steering_list"] == described["steering_casual"] == 1.0
+    assert described["steering_accuracy"] == 7 / 8
 
 
 def test_the_kl_is_that_of_the_whole_vocabulary_at_every_token(generations):

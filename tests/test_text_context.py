@@ -7,29 +7,22 @@ from transformers import AutoTokenizer
 from np_trl import NPDPOTrainer
 from np_trl.models.text_context import tokenize_pair
 
-from .testing_utils import dpo_config, style_rows, tiny_base, tiny_policy, tiny_tokenizer, with_embeddings
+from .testing_utils import (
+    as_conversation,
+    chat_tokenizer,
+    dpo_config,
+    style_rows,
+    tiny_base,
+    tiny_policy,
+    tiny_tokenizer,
+    with_embeddings,
+)
 
 
 PAIRS = [
     {"prompt": "How do I fix the bike?", "chosen": " take it slow", "rejected": " ask a buddy, then take it slow"},
     {"prompt": "How do I sell the lamp?", "chosen": " prepare the area", "rejected": " proceed with great care"},
 ]
-CHAT_TEMPLATE = (
-    "{{ greeting }}"
-    "{% for message in messages %}{{ '<bos>' + message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<bos>assistant: ' }}{% endif %}"
-)
-
-
-def chat_tokenizer():
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def as_conversation(pair: dict) -> dict:
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return {**pair, **{key: [{"role": role, "content": pair[key]}] for key, role in roles.items()}}
 
 
 def build(tmp_path, dataset, tokenizer, **kwargs) -> NPDPOTrainer:

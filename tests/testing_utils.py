@@ -35,11 +35,27 @@ BASES = {
     "qwen2": Qwen2ForCausalLM,
     "qwen3": Qwen3ForCausalLM,
 }
+CHAT_TEMPLATE = (
+    "{{ greeting }}"
+    "{% for message in messages %}{{ '<bos>' + message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<bos>assistant: ' }}{% endif %}"
+)
 CONTEXT_CONFIG = {"hidden_size": 16, "latent_size": 12, "memory_size": 8}
 
 
 def tiny_tokenizer():
     return AutoTokenizer.from_pretrained(STYLE_GEMMA)
+
+
+def chat_tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def as_conversation(pair: dict) -> dict:
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return {**pair, **{key: [{"role": role, "content": pair[key]}] for key, role in roles.items()}}
 
 
 def tiny_base(path, architecture: str = "gemma", dtype: torch.dtype = torch.float32, **kwargs) -> str:

@@ -1,33 +1,23 @@
 """Answers in several styles: what is asked for, and what is kept."""
 
 import re
-import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import write_answers
+from tests.testing_utils import chat_tokenizer, tiny_base
+from write_answers import KINDS, Arguments, draw_requests, end_whole, is_broken, keep_whole, read_prompts
 
 from np_trl.populations.everyday import load_answers
-from tests.testing_utils import tiny_base, tiny_tokenizer
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import write_answers  # noqa: E402
-from write_answers import KINDS, Arguments, draw_requests, end_whole, is_broken, keep_whole, read_prompts  # noqa: E402
-
-
-TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
-)
 
 
 def test_prompts_are_many_and_ask_for_no_style():
     prompts = [prompt for kind in KINDS for prompt in read_prompts(kind)]
     assert len(prompts) == 600 and len({prompt.lower() for prompt in prompts}) > 595
     assert all(3 <= len(prompt.split()) <= 25 for prompt in prompts)
-    asking = [p for p in prompts if re.search(r"\b(?:briefly|in one sentence|step by step|bullet|in a list)\b", p, re.I)]
+    asking = [
+        p for p in prompts if re.search(r"\b(?:briefly|in one sentence|step by step|bullet|in a list)\b", p, re.I)
+    ]
     assert not asking
 
 
@@ -101,10 +91,8 @@ def test_arguments_are_checked(fields):
 
 
 def test_a_model_writes_and_whole_answers_are_saved(tmp_path, monkeypatch):
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE
     path = tiny_base(tmp_path / "base")
-    tokenizer.save_pretrained(path)
+    chat_tokenizer().save_pretrained(path)
     monkeypatch.setattr(write_answers, "read_prompts", lambda kind: ["How do I fix the bike?"])
     monkeypatch.setattr(write_answers, "is_broken", lambda prompt, answer: None if answer else "empty")
     arguments = Arguments(path, str(tmp_path / "answers.parquet"), kinds=["plan"], answers_per_prompt=4, batch_size=2)

@@ -225,13 +225,14 @@ def show_choices(dataset: Dataset, indices: list[int], choices: list[np.ndarray]
         return f"{prompt}\nPreferred:{space}{chosen}\nOther:{space}{rejected}\n\n"
 
     prompts = [
-        _put_before(texts["prompt"][i], "".join(map(show, shown))) for i, shown in zip(indices, choices, strict=True)
+        put_before(texts["prompt"][i], "".join(map(show, shown))) for i, shown in zip(indices, choices, strict=True)
     ]
     stale = [name for name in dataset.column_names if name == "prompt" or name.endswith(("_ids", "_logps"))]
     return dataset.select(indices).remove_columns(stale).add_column("prompt", prompts)
 
 
-def _put_before(prompt: str | list[dict], shown: str) -> str | list[dict]:
+def put_before(prompt: str | list[dict], shown: str) -> str | list[dict]:
+    """Put a text before a prompt: in a conversation, before what its user said first."""
     if not shown:
         return prompt
     if isinstance(prompt, str):

@@ -96,16 +96,17 @@ class Generations:
         for task in map(tasks.__getitem__, range(len(tasks))):
             if task.num_context == num_context:
                 first.setdefault(task.user, task)
-        users, contexts, targets = [], [], []
+        users, contexts, embeds, targets = [], [], [], []
         embed_size = self.model.config.context_config.embed_size
         for user, task in first.items():
             context, target = task.draw()
             users += [user] * answers_per_user
-            contexts.append(self.rows.embeds(context) if num_context else torch.zeros(1, 2, embed_size))
+            contexts += [context] * answers_per_user
+            embeds.append(self.rows.embeds(context) if num_context else torch.zeros(1, 2, embed_size))
             targets += [target[index % len(target)] for index in range(answers_per_user)]
-        self.users = np.array(users)  # (answers,)
+        self.users, self.contexts, self.targets = np.array(users), contexts, targets  # of each answer
         self.prompts = [pair["prompt"] for pair in self.rows.take(targets)]
-        self.latents = self._infer(torch.stack(contexts)).repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
+        self.latents = self._infer(torch.stack(embeds)).repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
 
     @torch.no_grad()
     def _infer(self, contexts: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,9 @@ modulated, and how, is one of [`MODULATIONS`]. It sits in the backbone, because 
 latent is the identity.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -40,6 +43,7 @@ class FiLMDecoderLayerMixin:
     """
 
     attention_class: type[nn.Module]
+    is_skipped = False  # in [`skip_layers`]
 
     def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -51,9 +55,24 @@ class FiLMDecoderLayerMixin:
         return super().__call__(hidden_states, modulation, *args, **kwargs)
 
     def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor | None = None, *args, **kwargs):
+        if self.is_skipped:
+            return hidden_states
         if modulation is None or self.film_index < 0:
             return super().forward(hidden_states, *args, **kwargs)
         return self.modulation.run(self, super().forward, modulation, hidden_states, *args, **kwargs)
+
+
+@contextmanager
+def skip_layers(layers: Iterable[FiLMDecoderLayerMixin]) -> Iterator[None]:
+    """Have some layers of a decoder return what they are given, at no cost."""
+    layers = list(layers)
+    for layer in layers:
+        layer.is_skipped = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_skipped = False
 
 
 class FiLMInitMixin(WholeWeightsMixin):
@@ -191,7 +210,10 @@ class FiLMModelMixin(FiLMInitMixin):
         Returns:
             `torch.Tensor` of shape `(B, H)`, float32.
         """
-        outputs = super().forward(input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False)
+        with skip_layers(self.layers[self.config.context_layer :]):
+            outputs = super().forward(
+                input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False
+            )
         hidden_states = outputs.hidden_states[self.config.context_layer].float()  # (B, T, H)
         return pool_tokens(hidden_states, completion_mask, self.config.option_pooling)
 

@@ -13,6 +13,16 @@ import re
 ATTRIBUTES = ("long", "list", "warm", "hedged")
 OPPOSITES = ("short", "prose", "plain", "sure")
 MAX_SHORT_WORDS = 30
+# what a user would say who wants an attribute, and who wants its opposite
+REQUESTS = (
+    ("Answer in more than 30 words.", "Answer in one short sentence of less than 30 words."),
+    ("Write a numbered list.", "Write plain sentences, without a list."),
+    ("Be warm and use exclamation marks!", "Be matter-of-fact and do not use exclamation marks."),
+    (
+        'Sound unsure, with words such as "perhaps" or "I think".',
+        'Sound sure, without words such as "perhaps" or "I think".',
+    ),
+)
 HEDGES = (
     "perhaps", "maybe", "might", "possibly", "probably", "presumably", "i think", "i believe", "i guess", "i suppose",
     "i would say", "i'd say", "in my opinion", "not sure", "not certain", "it depends", "it seems",

@@ -17,11 +17,14 @@ class Attributes:
             Name of each attribute, and what a text without it is called.
         detect (`Callable`):
             Reads the attributes off a text: for each 1 or -1, or 0 where the text shows neither.
+        requests (`tuple[tuple[str, str], ...]`):
+            For each attribute what a user would say who wants it, and who wants its opposite.
     """
 
     likes: tuple[str, ...]
     opposites: tuple[str, ...]
     detect: Callable[[str], tuple[int, ...]]
+    requests: tuple[tuple[str, str], ...]
 
     @property
     def styles(self) -> tuple[tuple[int, ...], ...]:
@@ -37,6 +40,10 @@ class Attributes:
         return [
             like if sign > 0 else other for sign, like, other in zip(style, self.likes, self.opposites, strict=True)
         ]
+
+    def instruct(self, style: tuple[int, ...]) -> str:
+        """Say in words what a type of users wants."""
+        return " ".join(requests[0 if sign > 0 else 1] for sign, requests in zip(style, self.requests, strict=True))
 
     def match(self, texts: list[str], styles: np.ndarray) -> np.ndarray:
         """Whether the attributes of N texts are those of `styles`, of shape `(N, A)`: `(N, A)`, boolean."""

@@ -12,12 +12,12 @@ import numpy as np
 from datasets import Dataset, load_dataset
 
 from np_trl.data.loading import split_by_hash
-from np_trl.populations.answer_style import ATTRIBUTES, OPPOSITES, detect_attributes
+from np_trl.populations.answer_style import ATTRIBUTES, OPPOSITES, REQUESTS, detect_attributes
 from np_trl.populations.attributes import Attributes
 from np_trl.populations.scored_responses import simulate_users
 
 
-EVERYDAY = Attributes(ATTRIBUTES, OPPOSITES, detect_attributes)
+EVERYDAY = Attributes(ATTRIBUTES, OPPOSITES, detect_attributes, REQUESTS)
 STYLES = EVERYDAY.styles
 
 

@@ -12,10 +12,17 @@ import numpy as np
 from datasets import Dataset
 
 from np_trl.populations.attributes import Attributes
-from np_trl.populations.style_grammar import ATTRIBUTES, OPPOSITES, all_prompts, detect_attributes, write_answer
+from np_trl.populations.style_grammar import (
+    ATTRIBUTES,
+    OPPOSITES,
+    REQUESTS,
+    all_prompts,
+    detect_attributes,
+    write_answer,
+)
 
 
-STYLE = Attributes(ATTRIBUTES, OPPOSITES, detect_attributes)
+STYLE = Attributes(ATTRIBUTES, OPPOSITES, detect_attributes, REQUESTS)
 STYLES = STYLE.styles
 
 

@@ -18,6 +18,13 @@ import numpy as np
 
 ATTRIBUTES = ("long", "list", "formal", "hedged")
 OPPOSITES = ("short", "prose", "casual", "sure")
+# what a user would say who wants an attribute, and who wants its opposite
+REQUESTS = (
+    ("Give four steps.", "Give two steps."),
+    ("Write a list.", "Write one sentence."),
+    ("Be formal.", "Be casual."),
+    ("Sound unsure.", "Sound sure."),
+)
 
 VERBS = ("clean", "fix", "paint", "move", "store", "test", "sell", "lift", "wrap", "tune")
 NOUNS = (

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from np_trl.data.distinct_options import DistinctOptions
 from np_trl.data.pair_codes import TOKEN_COLUMNS
+from np_trl.models.film import skip_layers
 
 
 def check_trunk(model: nn.Module) -> None:
@@ -98,14 +99,11 @@ class SharedTrunk:
             yield
             return
         hook = self.first.register_forward_pre_hook(lambda module, args: (self.hidden_states, *args[1:]))
-        for layer in self.trunk:
-            layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
         try:
-            yield
+            with skip_layers(self.trunk):
+                yield
         finally:
             hook.remove()
-            for layer in self.trunk:
-                del layer.forward
             self.hidden_states = None
 
 
