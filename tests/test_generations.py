@@ -75,12 +75,17 @@ def test_conversations_are_answered_as_they_were_trained_on(tmp_path):
         peft_config=LoraConfig(target_modules=["q_proj"], layers_to_transform=[1, 2], task_type="CAUSAL_LM"),
     )
     generations = Generations(PolicyEvaluation.of_trainer(trainer), num_context=2, max_new_tokens=4)
-    seen = []
-    generations.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    generate, asked = generations.model.generate, []
+
+    def spy(**kwargs):
+        rows = zip(kwargs["input_ids"].tolist(), kwargs["attention_mask"].sum(dim=1).tolist(), strict=True)
+        asked.extend(row[-length:] for row, length in rows)
+        return generate(**kwargs)
+
+    generations.model.generate = spy
     metrics = generations.evaluate()
-    first = {tuple(row[row.index(1) if 1 in row else 0 :]) for row in seen[0]["input_ids"].tolist()}
-    prompts = {tuple(ids) for ids in trainer.eval_dataset["prompt_ids"]}
-    assert all(any(row[-len(ids) :] == ids for ids in prompts) for row in first)
+    trained = trainer.eval_dataset["prompt_ids"]
+    assert asked == [trained[index] for index in generations.targets]
     assert metrics["base_perplexity"] > 1 and np.isfinite(metrics["policy_perplexity"])
 
 

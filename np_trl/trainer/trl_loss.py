@@ -16,6 +16,7 @@ trl
     _BaseTrainer._name                                   set: the method that cards name
     _BaseTrainer._paper                                  set: the paper that cards cite
     _BaseTrainer._tag_names                              set: tags of models on the Hub
+    utils._use_triton                                    set: on CPUs, too, the head scores completions alone
 
 transformers
     Trainer._get_dataloader                              override: rows become tasks
@@ -49,7 +50,7 @@ torch
     MultiheadAttention._reset_parameters                 called: attention pooling starts as torch does
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,7 @@ from np_trl.trainer.latent_objectives import (
     predictive_margins,
     target_sets,
 )
+from np_trl.trainer.length_groups import in_length_groups, scoring_completions_alone
 from np_trl.trainer.reference_log_probs import ReferenceLogProbs
 from np_trl.trainer.trunk import SharedTrunk
 
@@ -146,13 +148,29 @@ class PolicyLossMixin(PairLossMixin):
                 chosen, rejected = self._reference_log_probs(model, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
+        run = self._in_length_groups(model)
+
         def forward(**kwargs):
-            outputs = model(**kwargs)
+            outputs = run(**kwargs)
             self.record.keep(self._implicit_rewards(outputs.log_probs.detach(), inputs))
             return outputs
 
-        with self._with_precomputed_references(), nullcontext() if trunk is None else trunk.replay():
+        with (
+            self._with_precomputed_references(),
+            scoring_completions_alone(self.accelerator.device),
+            nullcontext() if trunk is None else trunk.replay(),
+        ):
             return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+
+    def _in_length_groups(self, model) -> Callable:
+        """The model itself, but where one process runs on a CPU."""
+        is_alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cpu"
+        return in_length_groups(model) if is_alone and not self.aux_loss_enabled else model
+
+    # Override: on a CPU little padding and no scores of prompts are computed.
+    def compute_ref_log_probs(self, model, inputs):
+        with scoring_completions_alone(self.accelerator.device):
+            return super().compute_ref_log_probs(self._in_length_groups(model), inputs)
 
     @cached_property
     def _shared_trunk(self) -> SharedTrunk | None:

@@ -70,7 +70,7 @@ class SharedTrunk:
     def __init__(self, model: PreTrainedModel):
         self.trunk = list(model.model.layers[: model.config.context_layer])
         self.first = model.model.layers[model.config.context_layer]
-        self.hidden_states = None
+        self.hidden_states = []  # of each pass of the reference policy
 
     @staticmethod
     def exists(model: PreTrainedModel) -> bool:
@@ -84,7 +84,7 @@ class SharedTrunk:
         """Keep the hidden states `(B, T, H)` that leave the trunk."""
 
         def keep(module: nn.Module, args: tuple) -> None:
-            self.hidden_states = args[0].detach()
+            self.hidden_states.append(args[0].detach())
 
         hook = self.first.register_forward_pre_hook(keep)
         try:
@@ -94,17 +94,18 @@ class SharedTrunk:
 
     @contextmanager
     def replay(self) -> Iterator[None]:
-        """Pass by the trunk, and go on from the hidden states that were kept, if any were."""
-        if self.hidden_states is None:
+        """Pass by the trunk in as many passes, with the hidden states that were kept, if any were."""
+        if not self.hidden_states:
             yield
             return
-        hook = self.first.register_forward_pre_hook(lambda module, args: (self.hidden_states, *args[1:]))
+        kept = iter(self.hidden_states)
+        hook = self.first.register_forward_pre_hook(lambda module, args: (next(kept), *args[1:]))
         try:
             with skip_layers(self.trunk):
                 yield
         finally:
             hook.remove()
-            self.hidden_states = None
+            self.hidden_states = []
 
 
 @torch.no_grad()
