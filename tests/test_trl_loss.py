@@ -32,6 +32,7 @@ OWNERS = {
     "ModulesToSaveWrapper": ModulesToSaveWrapper,
     "Dataset": datasets.Dataset,
     "MultiheadAttention": torch.nn.MultiheadAttention,
+    "utils": trl.trainer.utils,
 }
 LISTED = re.findall(r"^    (\w+)\.(_\w+) +(\w.*)$", trl_loss.__doc__, re.M)
 # attributes of instances, by how they are set
@@ -43,6 +44,8 @@ OURS = {"_embed", "_tokenize", "_auto_map", "_ids", "_info", "_sample", "_split"
 def has(owner: type, name: str) -> bool:
     if hasattr(owner, name):
         return True
+    if inspect.ismodule(owner):
+        return False
     return re.search(SET.format(name=name), inspect.getsource(inspect.getmodule(owner))) is not None
 
 

@@ -44,6 +44,7 @@ class FiLMDecoderLayerMixin:
 
     attention_class: type[nn.Module]
     is_skipped = False  # in [`skip_layers`]
+    enter = None  # what is done to the hidden states that come in, outside of gradient checkpointing
 
     def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -52,6 +53,8 @@ class FiLMDecoderLayerMixin:
         self.gates = LayerGates()
 
     def __call__(self, hidden_states: torch.Tensor, *args, modulation: torch.Tensor | None = None, **kwargs):
+        if self.enter is not None:
+            hidden_states = self.enter(hidden_states)
         return super().__call__(hidden_states, modulation, *args, **kwargs)
 
     def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor | None = None, *args, **kwargs):

@@ -81,16 +81,14 @@ class SharedTrunk:
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Keep the hidden states `(B, T, H)` that leave the trunk."""
+        """Keep the hidden states `(B, T, H)` that leave the trunk, in each pass."""
 
-        def keep(module: nn.Module, args: tuple) -> None:
-            self.hidden_states.append(args[0].detach())
+        def keep(hidden_states: torch.Tensor) -> torch.Tensor:
+            self.hidden_states.append(hidden_states.detach())
+            return hidden_states
 
-        hook = self.first.register_forward_pre_hook(keep)
-        try:
+        with self._entering(keep):
             yield
-        finally:
-            hook.remove()
 
     @contextmanager
     def replay(self) -> Iterator[None]:
@@ -98,14 +96,17 @@ class SharedTrunk:
         if not self.hidden_states:
             yield
             return
-        kept = iter(self.hidden_states)
-        hook = self.first.register_forward_pre_hook(lambda module, args: (next(kept), *args[1:]))
+        kept, self.hidden_states = iter(self.hidden_states), []
+        with skip_layers(self.trunk), self._entering(lambda hidden_states: next(kept)):
+            yield
+
+    @contextmanager
+    def _entering(self, function: Callable) -> Iterator[None]:
+        self.first.enter = function
         try:
-            with skip_layers(self.trunk):
-                yield
+            yield
         finally:
-            hook.remove()
-            self.hidden_states = []
+            self.first.enter = None
 
 
 @torch.no_grad()
