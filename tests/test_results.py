@@ -107,6 +107,17 @@ TABLES = {
             },
             MODULATIONS,
         ),
+        "16 types of users, choices given | 0 | 10 | others' 10": Table(
+            {
+                **by_context("np_dpo_smollm2 > {0}ncN_accuracy", 0, 10),
+                "others' 10": "np_dpo_smollm2 > {0}nc10_shuffled_accuracy",
+            },
+            {
+                "NP-DPO": ("eval_",),
+                "NP-BTL on the same embeddings": ("eval_reward_",),
+                "the base model": ("eval_base_",),
+            },
+        ),
         "choices given | 0 | 1 | 3 | 5 | 10 | others' 10": Table(
             {
                 **by_context("{0}ncN_{1}accuracy", 0, 1, 3, 5, 10),
