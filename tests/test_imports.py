@@ -185,6 +185,7 @@ def test_every_package_is_installed():
     assert listed == {
         "np_trl",
         "np_trl.configs",
+        "np_trl.everyday_answers",
         "np_trl.model_cards",
         "np_trl.style_gemma",
         *(f"np_trl.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")),

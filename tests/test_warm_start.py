@@ -1,5 +1,7 @@
 """The warm start from NP-BTL, in the trainer."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -34,6 +36,14 @@ def test_a_run_that_resumes_is_not_started_again(tmp_path):
     trainer = build(tmp_path, reward_steps=2, max_steps=3, save_strategy="steps", save_steps=1)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 3 and trainer.reward_metrics == {}
+
+
+def test_a_trained_policy_is_not_started_again(tmp_path):
+    trainer = build(tmp_path, reward_steps=2, max_steps=1)
+    trainer.train()
+    shutil.rmtree(tmp_path / "out" / "np_reward")
+    trainer.train()
+    assert not (tmp_path / "out" / "np_reward").exists()
 
 
 def test_without_steps_nothing_is_trained_first(tmp_path):

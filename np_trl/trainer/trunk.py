@@ -82,6 +82,7 @@ class SharedTrunk:
     @contextmanager
     def record(self) -> Iterator[None]:
         """Keep the hidden states `(B, T, H)` that leave the trunk, in each pass."""
+        self.hidden_states = []
 
         def keep(hidden_states: torch.Tensor) -> torch.Tensor:
             self.hidden_states.append(hidden_states.detach())

@@ -17,9 +17,9 @@ class WarmStartMixin:
 
     reward_metrics: dict = {}
 
-    # Override: the reward model is trained first, unless the run resumes.
+    # Override: the reward model is trained first, unless the run resumes or has been trained.
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        if self.args.reward_steps and not resume_from_checkpoint:
+        if self.args.reward_steps and not resume_from_checkpoint and self.state.global_step == 0:
             self.reward_metrics = self._train_reward_model()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
