@@ -62,7 +62,7 @@ commit = HfApi().upload_folder(repo_id="ada/style_gemma", folder_path=examples /
 parser = TrlParser((dpo.ScriptArguments, NPDPOConfig, ModelConfig))
 script_args, training_args, model_args = parser.parse_args_and_config([
     "--config", str(examples / "configs" / "np_dpo_style.yaml"), "--model_name_or_path", "ada/style_gemma",
-    "--output_dir", "policy", "--max_steps", "3", "--num_train_users", "16", "--num_eval_users", "16",
+    "--output_dir", "policy", "--max_steps", "3", "--reward_steps", "0", "--num_train_users", "16", "--num_eval_users", "16",
     "--push_to_hub", "--hub_model_id", "ada/np_dpo_style", "--save_strategy", "steps", "--save_steps", "1",
 ])
 torch.set_num_threads(1)

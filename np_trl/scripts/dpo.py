@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
+from datasets import Dataset
 from transformers import AutoTokenizer, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -64,6 +65,10 @@ class ScriptArguments(PreferenceArguments):
     def population(self) -> Population | None:
         """The population of the package that `dataset_name` names, if it does."""
         return POPULATIONS.get(self.dataset_name)
+
+    def draw(self, seed: int) -> tuple[Dataset, Dataset]:
+        """Draw training and evaluation users of the population."""
+        return self.population.draw(self.num_train_users, self.num_eval_users, seed)
 
 
 class TrainerBuilder:
@@ -172,11 +177,8 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
         check_at_least(1, num_threads=script_args.num_threads)
         torch.set_num_threads(script_args.num_threads)
     population, num_context = script_args.population, max(training_args.eval_num_contexts)
-    if population is None:
-        train_dataset, eval_dataset = script_args.load()
-    else:
-        sizes = (script_args.num_train_users, script_args.num_eval_users)
-        train_dataset, eval_dataset = population.draw(*sizes, training_args.seed)
+    is_loaded = population is None
+    train_dataset, eval_dataset = script_args.load() if is_loaded else script_args.draw(training_args.seed)
 
     build = TrainerBuilder(training_args, model_args, embedded=set(EMBED_COLUMNS) <= set(train_dataset.column_names))
     trainer = build(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
