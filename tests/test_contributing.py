@@ -49,6 +49,6 @@ def test_a_decoder_is_added_by_two_files_and_a_line(tmp_path):
 
 def test_the_files_it_names_exist():
     rows = re.findall(r"^\| (?:add|change|support) .*$", TEXT, re.M)
-    assert len(rows) == 9
+    assert len(rows) == 10
     for path in re.findall(r"`(np_trl/[\w/]+\.py|examples/[\w/]+\.py)`", "\n".join(rows)):
         assert "NAME" in path or (ROOT / path).exists(), path
