@@ -7,7 +7,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer
-from np_trl.evaluation.dpo_baselines import DPOBaselines, _pool, _put_before, draw_evaluation, show_choices
+from np_trl.evaluation.dpo_baselines import DPOBaselines, _pool, draw_evaluation, put_before, show_choices
 
 from .testing_utils import dpo_config, style_rows, tiny_base, tiny_tokenizer
 
@@ -155,7 +155,7 @@ def test_few_shot_shows_choices_in_conversations():
     assert second == [{"role": "user", "content": f"{context}And you?"}]
     assert alone == [system, question]
     parts = [{"type": "text", "text": "And you?"}]
-    assert _put_before([{"role": "user", "content": parts}], context) == [
+    assert put_before([{"role": "user", "content": parts}], context) == [
         {"role": "user", "content": [{"type": "text", "text": context}, *parts]}
     ]
 
