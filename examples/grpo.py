@@ -199,7 +199,8 @@ class StyleExamination:
 
     def write(self) -> list[str]:
         policy, tokenizer = self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class
-        return tokenizer.batch_decode(write(policy.eval(), tokenizer, self.prompts), skip_special_tokens=True)
+        answers = write(policy.eval(), tokenizer, tokenizer(self.prompts)["input_ids"])
+        return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
     def write_untrained(self, n: int, user: UserProfile) -> None:
         """Write before training: an answer to each prompt, and the best of n."""

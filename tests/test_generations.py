@@ -64,8 +64,16 @@ def test_every_user_is_written_for_after_its_own_choices(generations):
 
 
 def test_conversations_are_answered_as_they_were_trained_on(tmp_path):
-    rows = [Dataset.from_list([as_conversation(row) | {"user_id": row["user_id"]} for row in style_rows(4, seed=seed)])
-            for seed in (0, 1)]  # fmt: skip
+    # the template has a variable, which some prompts set
+    rows = [
+        Dataset.from_list(
+            [
+                {**as_conversation(row), "chat_template_kwargs": {"greeting": "hello" if index % 3 else "fix it"}}
+                for index, row in enumerate(style_rows(4, seed=seed))
+            ]
+        )
+        for seed in (0, 1)
+    ]
     trainer = NPDPOTrainer(
         tiny_base(tmp_path / "base"),
         args=dpo_config(tmp_path / "out"),
@@ -85,7 +93,8 @@ def test_conversations_are_answered_as_they_were_trained_on(tmp_path):
     generations.model.generate = spy
     metrics = generations.evaluate()
     trained = trainer.eval_dataset["prompt_ids"]
-    assert asked == [trained[index] for index in generations.targets]
+    expected = [trained[index] for index in generations.targets]
+    assert asked == expected and len({ids[0] for ids in expected}) > 1
     assert metrics["base_perplexity"] > 1 and np.isfinite(metrics["policy_perplexity"])
 
 

@@ -10,7 +10,6 @@ from np_trl import NPDPOTrainer
 from np_trl.evaluation.generations import Generations, StyleJudge
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.evaluation.prompting import Prompting, request_cost
-from np_trl.models.text_context import tokenize_prompt
 from np_trl.scripts.evaluate import ScriptArguments
 
 from .testing_utils import as_conversation, chat_tokenizer, dpo_config, style_rows, tiny_base
@@ -36,13 +35,13 @@ def generations(tmp_path_factory) -> Generations:
 
 @pytest.fixture
 def asked(generations, monkeypatch) -> list:
-    """The prompts that the reference policy is given to answer."""
+    """The prompts that the reference policy is given to answer, as texts."""
     prompts = []
 
-    def spy(model, tokenizer, given, latents=None, *args, **kwargs):
+    def spy(model, tokenizer, prompt_ids, latents=None, *args, **kwargs):
         assert latents is None
-        prompts.extend(given)
-        return [torch.tensor([5, 6])] * len(given)
+        prompts.extend(tokenizer.batch_decode(prompt_ids))
+        return [torch.tensor([5, 6])] * len(prompt_ids)
 
     monkeypatch.setattr("np_trl.evaluation.prompting.write", spy)
     return prompts
@@ -52,15 +51,13 @@ def test_choices_are_shown_to_the_reference_before_the_prompt(generations, asked
     found = Prompting(generations, StyleJudge(generations.rows)).few_shot()
     assert len(asked) == 16
     for prompt, context, target in zip(asked, generations.contexts, generations.targets, strict=True):
-        (message,) = prompt
         (own,) = generations.rows.dataset[int(target)]["prompt"]
-        assert message["role"] == "user" and message["content"].endswith(own["content"])
+        assert own["content"] in prompt.split("Other:")[-1]
         assert len(context) == 2 and target not in context
         for row in context:
             for side in ("chosen", "rejected"):
-                assert generations.rows.dataset[int(row)][side][0]["content"].strip() in message["content"]
-    lengths = [len(tokenize_prompt(prompt, generations.tokenizer)) for prompt in asked[:5]]
-    assert found["few_shot_prompt_tokens"] == np.mean(lengths)
+                assert generations.rows.dataset[int(row)][side][0]["content"].strip() in prompt
+    assert found["few_shot_prompt_tokens"] > 2 * np.mean([len(ids) for ids in generations.prompt_ids])
     assert found["few_shot_seconds_to_first_token"] > 0
     assert 0 <= found["few_shot_accuracy"] <= 1 and found["few_shot_accuracy_se"] > 0
     assert found["few_shot_steering_accuracy"] == 0  # the answer of the spy shows nothing
@@ -69,17 +66,16 @@ def test_choices_are_shown_to_the_reference_before_the_prompt(generations, asked
 def test_an_instruction_says_what_each_user_wants(generations, asked):
     Prompting(generations, StyleJudge(generations.rows)).instruction()
     for prompt, style in zip(asked, StyleJudge(generations.rows).styles[generations.users], strict=True):
-        content = prompt[0]["content"]
-        assert ("Give four steps." in content) == (style[0] > 0)
-        assert ("Write one sentence." in content) == (style[1] < 0)
-        assert ("Be formal." in content) == (style[2] > 0)
-        assert ("Sound sure." in content) == (style[3] < 0)
+        assert ("Give four steps." in prompt) == (style[0] > 0)
+        assert ("Write one sentence." in prompt) == (style[1] < 0)
+        assert ("Be formal." in prompt) == (style[2] > 0)
+        assert ("Sound sure." in prompt) == (style[3] < 0)
 
 
 def test_the_accuracy_is_that_of_the_likelihood_given_the_prompt(generations):
     prompting = Prompting(generations, StyleJudge(generations.rows))
     found = prompting._accuracy("plain", generations.prompts)
-    wins, (reference, tokenizer) = [], (generations.reference, generations.tokenizer)
+    wins, reference = [], generations.reference
     for pair in generations.rows.take(generations.targets):
         sums = []
         for side in ("chosen_ids", "rejected_ids"):
@@ -89,16 +85,12 @@ def test_the_accuracy_is_that_of_the_likelihood_given_the_prompt(generations):
             taken = log_probs.gather(1, ids[0, 1:, None])[len(pair["prompt_ids"]) - 1 :]
             sums.append(taken.sum().item())
         wins.append(sums[0] > sums[1])
-    assert tokenize_prompt(generations.prompts[0], tokenizer) == list(
-        generations.rows.take(generations.targets[:1])[0]["prompt_ids"]
-    )
     assert found["plain_accuracy"] == pytest.approx(np.mean(wins))
 
 
 def test_a_request_costs_what_its_prompt_is_long(generations):
-    short, long = ([{"role": "user", "content": "fix the bike " * times}] for times in (1, 20))
-    costs = [request_cost(generations.reference, generations.tokenizer, [prompt]) for prompt in (short, long)]
-    assert costs[1]["prompt_tokens"] > 3 * costs[0]["prompt_tokens"]
+    costs = [request_cost(generations.reference, [[5, 6] * times]) for times in (1, 20)]
+    assert [cost["prompt_tokens"] for cost in costs] == [2, 40]
     assert all(cost["seconds_per_token"] > 0 for cost in costs)
 
 

@@ -7,6 +7,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from np_trl import NPDPOTrainer
+from np_trl.models.film import FiLMModelMixin
 from np_trl.trainer.trunk import SharedTrunk
 
 from .testing_utils import CONTEXT_CONFIG, dpo_config, style_rows, tiny_base, tiny_tokenizer
@@ -62,9 +63,25 @@ def test_policy_and_reference_share_a_pass_through_the_trunk(tmp_path, monkeypat
     assert trainer.evaluate()["eval_loss"] == metrics["eval_loss"]
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_gradients_are_those_of_two_passes(tmp_path, monkeypatch, checkpointing):
-    assert losses(build(tmp_path, gradient_checkpointing=checkpointing)) == losses(build(tmp_path))
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_gradients_with_checkpointing_are_those_of_two_passes(tmp_path, monkeypatch, use_reentrant, is_frozen):
+    def train() -> list[float]:
+        kwargs = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+        trainer = build(tmp_path, max_steps=3, **kwargs)
+        for name, parameter in trainer.model.named_parameters():
+            if is_frozen and "lora" not in name:  # as in the baselines
+                parameter.requires_grad_(False)
+        found = losses(trainer)
+        assert (trainer._shared_trunk is None) == (SharedTrunk.exists is never)
+        return found
+
+    def never(model) -> bool:
+        return False
+
+    shared = train()
+    monkeypatch.setattr(SharedTrunk, "exists", never)
+    assert len(set(shared)) == 3 and train() == shared
 
 
 @pytest.mark.parametrize(
@@ -100,8 +117,16 @@ def test_reference_log_probs_of_recurring_options_are_those_of_each(tmp_path, ld
         torch.testing.assert_close(torch.cat(log_probs), torch.stack(expected).float(), rtol=1e-4, atol=1e-4)
 
 
-def test_recurring_options_are_embedded_once(tmp_path, capsys):
+def test_recurring_options_are_embedded_once(tmp_path, monkeypatch):
+    rows, embed_options = [], FiLMModelMixin.embed_options
+
+    def spy(self, input_ids, *args):
+        rows.append(len(input_ids))
+        return embed_options(self, input_ids, *args)
+
+    monkeypatch.setattr(FiLMModelMixin, "embed_options", spy)
     trainer = build(tmp_path, datasets=(recurring_rows(0), recurring_rows(1)))
+    assert sum(rows) < 2 * 2 * 24  # of 2 x 192 options there are 2 x 24
     embeds = np.array(trainer.train_dataset.with_format("numpy")["chosen_embeds"][:])
     np.testing.assert_array_equal(embeds[:12], embeds[12:24])
     base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()

@@ -4,19 +4,21 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from np_trl import NPDPOTrainer, NPRewardModel
 
 from .testing_utils import dpo_config, style_rows, task_rows, tiny_base, tiny_tokenizer, with_embeddings
 
 
-def build(path, train_dataset=None, **kwargs) -> NPDPOTrainer:
+def build(path, train_dataset=None, peft_config=None, **kwargs) -> NPDPOTrainer:
     return NPDPOTrainer(
         tiny_base(path / "base"),
         args=dpo_config(path / "out", **kwargs),
         train_dataset=style_rows(8) if train_dataset is None else train_dataset,
         eval_dataset=style_rows(8, seed=1),
         processing_class=tiny_tokenizer(),
+        peft_config=peft_config,
     )
 
 
@@ -38,12 +40,22 @@ def test_a_run_that_resumes_is_not_started_again(tmp_path):
     assert trainer.state.global_step == 3 and trainer.reward_metrics == {}
 
 
-def test_a_trained_policy_is_not_started_again(tmp_path):
-    trainer = build(tmp_path, reward_steps=2, max_steps=1)
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_trained_policy_is_not_started_again(tmp_path, adapted):
+    peft_config = LoraConfig(task_type="CAUSAL_LM") if adapted else None
+    trainer = build(tmp_path, peft_config=peft_config, reward_steps=2, max_steps=1)
     trainer.train()
+    assert trainer.reward_metrics
     shutil.rmtree(tmp_path / "out" / "np_reward")
     trainer.train()
     assert not (tmp_path / "out" / "np_reward").exists()
+
+
+def test_users_with_as_few_pairs_as_the_run_needs_are_enough(tmp_path):
+    rows = style_rows(8, pairs_per_user=6)
+    trainer = build(tmp_path, train_dataset=rows, reward_steps=2, num_targets=4, max_context=2, context_in_target=True)
+    trainer.train()
+    assert (tmp_path / "out" / "np_reward" / "model.safetensors").exists()
 
 
 def test_without_steps_nothing_is_trained_first(tmp_path):

@@ -94,9 +94,16 @@ def test_a_model_writes_and_whole_answers_are_saved(tmp_path, monkeypatch):
     path = tiny_base(tmp_path / "base")
     chat_tokenizer().save_pretrained(path)
     monkeypatch.setattr(write_answers, "read_prompts", lambda kind: ["How do I fix the bike?"])
-    monkeypatch.setattr(write_answers, "is_broken", lambda prompt, answer: None if answer else "empty")
+    # it writes no English, which is neither cut nor dropped here
+    monkeypatch.setattr(write_answers, "end_whole", str.strip)
+    monkeypatch.setattr(write_answers, "is_broken", lambda prompt, answer: None)
     arguments = Arguments(path, str(tmp_path / "answers.parquet"), kinds=["plan"], answers_per_prompt=4, batch_size=2)
     write_answers.main(arguments)
     rows = pq.read_table(tmp_path / "answers.parquet").to_pylist()
     assert all(row["kind"] == "plan" and row["prompt"] == "How do I fix the bike?" for row in rows)
-    assert len(rows) <= 4
+    assert len(rows) == 4
+    begins = [row["begin"] for row in draw_requests(Arguments(path, kinds=["plan"], answers_per_prompt=4))]
+    assert sorted(begins) == sorted(
+        next(begin for begin in sorted(begins, key=len, reverse=True) if row["response"].startswith(begin))
+        for row in rows
+    )

@@ -24,9 +24,8 @@ class DistinctOptions:
     def __init__(self, dataset: Dataset):
         self.pairs, self._places = dataset, None
         codes = option_token_codes(dataset)  # (rows, 2)
-        _, first = np.unique(
-            codes.T, return_index=True
-        )  # where an option is first, in the columns one below the other
+        # where an option is first, in the columns one below the other
+        _, first = np.unique(codes.T, return_index=True)
         prompts = np.tile(column_codes(dataset, ["prompt_ids"])[:, 0], 2)[first]
         pairs = _pair_within(prompts)  # (N, 2)
         if 2 * len(pairs) <= len(dataset):
@@ -36,10 +35,12 @@ class DistinctOptions:
 
     @staticmethod
     def _take(dataset: Dataset, places: np.ndarray) -> Dataset:
-        table = dataset.select_columns(list(TOKEN_COLUMNS)).with_format("arrow")[:]
-        prompts, chosen, rejected = (table.column(name).combine_chunks() for name in TOKEN_COLUMNS)
-        options, rows = pa.concat_arrays([chosen, rejected]), places[:, 0] % len(dataset)
-        columns = (prompts.take(rows), options.take(places[:, 0]), options.take(places[:, 1]))
+        needed, rows = np.unique(places % len(dataset), return_inverse=True)
+        rows, sides = rows.reshape(places.shape), places // len(dataset)
+        table = dataset.select_columns(list(TOKEN_COLUMNS)).select(needed).with_format("arrow")[:]
+        prompts, *completions = (table.column(name).combine_chunks() for name in TOKEN_COLUMNS)
+        options, chosen, rejected = pa.concat_arrays(completions), *(rows + sides * len(needed)).T
+        columns = (prompts.take(rows[:, 0]), options.take(chosen), options.take(rejected))
         return Dataset(pa.table(dict(zip(TOKEN_COLUMNS, columns, strict=True))))
 
     def spread(self, values: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from np_trl.evaluation.policy_evaluation import PolicyEvaluation
 from np_trl.metrics import UserAccuracy
 from np_trl.models.completion_log_probs import completion_log_probs
 from np_trl.models.text_context import tokenize_prompt
+from np_trl.models.texts import template_kwargs
 from np_trl.populations.attributes import Attributes
 from np_trl.populations.style import STYLE
 
@@ -50,20 +51,20 @@ def check_writer(path: str) -> None:
 def write(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str | list[dict]],
+    prompt_ids: list[list[int]],
     latents: torch.Tensor | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 64,
 ) -> list[torch.Tensor]:
     """
-    Sample an answer to each prompt, a text or messages, for the user of the same row; for nobody without `latents`.
+    Sample an answer to the tokens of each prompt, for the user of the same row; for nobody without `latents`.
 
     Returns:
         `list[torch.Tensor]`: the tokens of each answer, up to its end-of-sequence token.
     """
     answers = []
-    for start in range(0, len(prompts), batch_size):
-        batch = [tokenize_prompt(prompt, tokenizer) for prompt in prompts[start : start + batch_size]]
+    for start in range(0, len(prompt_ids), batch_size):
+        batch = prompt_ids[start : start + batch_size]
         inputs = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt").to(model.device)
         users = {} if latents is None else {"latents": latents[start : start + batch_size].to(model.device)}
         outputs = model.generate(**inputs, **users, **SAMPLING, max_new_tokens=max_new_tokens)
@@ -105,8 +106,18 @@ class Generations:
             embeds.append(self.rows.embeds(context) if num_context else torch.zeros(1, 2, embed_size))
             targets += [target[index % len(target)] for index in range(answers_per_user)]
         self.users, self.contexts, self.targets = np.array(users), contexts, targets  # of each answer
-        self.prompts = [pair["prompt"] for pair in self.rows.take(targets)]
+        pairs = self.rows.take(targets)
+        self.prompts = [pair["prompt"] for pair in pairs]
+        self.templates = [template_kwargs(pair) for pair in pairs]  # arguments of the chat template
+        self.prompt_ids = self.tokenize(self.prompts)
         self.latents = self._infer(torch.stack(embeds)).repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
+
+    def tokenize(self, prompts: list[str | list[dict]]) -> list[list[int]]:
+        """Tokenise a prompt for each answer, in the place of its own, with the arguments of its chat template."""
+        return [
+            tokenize_prompt(prompt, self.tokenizer, **template)
+            for prompt, template in zip(prompts, self.templates, strict=True)
+        ]
 
     @torch.no_grad()
     def _infer(self, contexts: torch.Tensor) -> torch.Tensor:
@@ -119,7 +130,8 @@ class Generations:
 
         Returns:
             `dict[str, float]`: `{policy, base, opponent}_tokens`, `_repetition`, `_distinct_2`, `_finished`, and
-            `_perplexity` to the reference; `kl` to the reference, in nats a token; `win_rate` over the opponent, with its standard error over users, of all and of each group.
+            `_perplexity` to the reference; `kl` to the reference, in nats a token; `win_rate` over the opponent, with its
+            standard error over users, of all and of each group.
         """
         set_seed(self.protocol.seed)
         answers = self._write(self.model, self.latents)
@@ -141,11 +153,12 @@ class Generations:
     def write(self, prompts: list[str | list[dict]], user: int) -> list[str]:
         """Write the policy's answers to other prompts, for one user."""
         latents = self.latents[self.users == user][:1].expand(len(prompts), -1)
-        answers = write(self.model, self.tokenizer, prompts, latents, self.max_new_tokens)
+        prompt_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in prompts]
+        answers = write(self.model, self.tokenizer, prompt_ids, latents, self.max_new_tokens)
         return self.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
     def _write(self, model: nn.Module, latents: torch.Tensor | None = None) -> list[torch.Tensor]:
-        return write(model, self.tokenizer, self.prompts, latents, self.max_new_tokens)
+        return write(model, self.tokenizer, self.prompt_ids, latents, self.max_new_tokens)
 
     def _win_rates(self, margins: np.ndarray) -> dict[str, float]:
         """How often a margin is positive, ties counting half: the mean over users, and that of each group."""
@@ -167,7 +180,7 @@ class Generations:
         total, count = 0.0, 0
         for start in range(0, len(answers), batch_size):
             part = slice(start, start + batch_size)
-            inputs, mask = self._join(self.prompts[part], answers[part])
+            inputs, mask = self._join(self.prompt_ids[part], answers[part])
             written = mask[:, 1:]
             policy = (
                 self.model(**inputs, latents=self.latents[part]).logits[:, :-1][written].float().log_softmax(dim=-1)
@@ -179,15 +192,14 @@ class Generations:
 
     def perplexity(self, answers: list[torch.Tensor]) -> float:
         """Perplexity of answers to the reference, without a user."""
-        inputs, written = self._join(self.prompts, answers)
+        inputs, written = self._join(self.prompt_ids, answers)
         log_probs = completion_log_probs(self.reference, {**inputs, "completion_mask": written})
         return float((-log_probs.sum() / written.sum()).exp())
 
     def _join(
-        self, prompts: list[str | list[dict]], answers: list[torch.Tensor]
+        self, prompt_ids: list[list[int]], answers: list[torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Join prompts and answers, padded on the right, and say which tokens are the answers': `(B, T)`."""
-        prompt_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in prompts]
         rows = [torch.cat([torch.tensor(ids), answer]) for ids, answer in zip(prompt_ids, answers, strict=True)]
         lengths = torch.tensor([[len(ids), len(row)] for ids, row in zip(prompt_ids, rows, strict=True)])
         input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
@@ -234,6 +246,11 @@ class StyleJudge:
     """
 
     def __init__(self, rows: PreferenceRows, attributes: Attributes = STYLE):
+        if "style" not in rows.dataset.column_names:
+            raise ValueError(
+                "These users have no column `style`, so what they want of a text is unknown. Evaluate users of the population that "
+                "the judge is for."
+            )
         self.attributes = attributes
         self.styles = np.array([rows.dataset[int(rows.of_user(user)[0])]["style"] for user in range(len(rows))])
 
@@ -246,7 +263,9 @@ class StyleJudge:
         matches, shares = self.attributes.match(texts, styles), {}
         for column, names in enumerate(zip(self.attributes.likes, self.attributes.opposites, strict=True)):
             for sign, name in zip((1, -1), names, strict=True):
-                shares[f"steering_{name}"] = float(matches[styles[:, column] == sign, column].mean())
+                wanted = matches[styles[:, column] == sign, column]
+                if len(wanted):
+                    shares[f"steering_{name}"] = float(wanted.mean())
         return {"steering_accuracy": float(matches.mean()), **shares}
 
 

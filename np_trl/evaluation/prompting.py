@@ -1,7 +1,7 @@
 """
 What the base model does when the prompt describes the user: by the choices as text, or by an instruction in words.
 
-An instruction says exactly what the user wants, which nobody knows in use: the best that prompting could do.
+An instruction says in one fixed wording what type of user it is, which nobody knows in use.
 """
 
 import time
@@ -15,7 +15,7 @@ from np_trl.evaluation.dpo_baselines import put_before, show_choices
 from np_trl.evaluation.generations import Generations, StyleJudge, write
 from np_trl.metrics import UserAccuracy
 from np_trl.models.completion_log_probs import completion_log_probs
-from np_trl.models.text_context import tokenize_prompt
+from np_trl.models.text_context import tokenize_pair
 
 
 class Prompting:
@@ -49,27 +49,28 @@ class Prompting:
 
     def _measure(self, name: str, prompts: list) -> dict[str, float]:
         generations = self.generations
+        prompt_ids = generations.tokenize(prompts)
         answers = write(
-            generations.reference, generations.tokenizer, prompts, None, generations.max_new_tokens, batch_size=16
+            generations.reference, generations.tokenizer, prompt_ids, None, generations.max_new_tokens, batch_size=16
         )
         texts = generations.tokenizer.batch_decode(answers, skip_special_tokens=True)
         found = self.judge.describe(texts, generations.users)
-        found |= request_cost(generations.reference, generations.tokenizer, prompts[:5])
+        found |= request_cost(generations.reference, prompt_ids[:5])
         return {f"{name}_{key}": value for key, value in found.items()}
 
     def _accuracy(self, name: str, prompts: list) -> dict[str, float]:
         """How often the chosen completion of the pair of a prompt is the more likely one, and the standard error."""
         generations, margins = self.generations, []
         for prompt, pair in zip(prompts, generations.rows.take(generations.targets), strict=True):
-            prompt_ids = tokenize_prompt(prompt, generations.tokenizer)
-            options = [torch.tensor(prompt_ids + list(pair[side])) for side in ("chosen_ids", "rejected_ids")]
+            start, *options = tokenize_pair({**pair, "prompt": prompt}, generations.tokenizer)
+            options = [torch.tensor(option) for option in options]
             lengths = torch.tensor([[len(option)] for option in options])
             positions = torch.arange(int(lengths.max()))
             present = positions < lengths
             tokens = {
                 "input_ids": pad_sequence(options, batch_first=True),
                 "attention_mask": present.long(),
-                "completion_mask": (present & (positions >= len(prompt_ids))).long(),
+                "completion_mask": (present & (positions >= start)).long(),
             }
             tokens = {key: value.to(generations.model.device) for key, value in tokens.items()}
             chosen, rejected = completion_log_probs(generations.reference, tokens).tolist()
@@ -80,7 +81,7 @@ class Prompting:
 
 @torch.no_grad()
 def request_cost(
-    model: nn.Module, tokenizer, prompts: list, latents: torch.Tensor | None = None, num_tokens: int = 16
+    model: nn.Module, prompt_ids: list[list[int]], latents: torch.Tensor | None = None, num_tokens: int = 16
 ) -> dict[str, float]:
     """
     Measure what a request costs, one at a time.
@@ -88,10 +89,8 @@ def request_cost(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The model that writes.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        prompts (`list`):
-            Texts, or lists of messages.
+        prompt_ids (`list[list[int]]`):
+            Tokens of N prompts.
         latents (`torch.Tensor` of shape `(N, Z)`, *optional*):
             The users of the prompts.
         num_tokens (`int`, *optional*, defaults to `16`):
@@ -101,8 +100,8 @@ def request_cost(
         `dict[str, float]`: means of `prompt_tokens`; medians of `seconds_to_first_token` and `seconds_per_token`.
     """
     tokens, first, following = [], [], []
-    for index, prompt in enumerate(prompts):
-        input_ids = torch.tensor([tokenize_prompt(prompt, tokenizer)], device=model.device)
+    for index, ids in enumerate(prompt_ids):
+        input_ids = torch.tensor([ids], device=model.device)
         users = {} if latents is None else {"latents": latents[index : index + 1]}
         seconds = []
         for number in (1, 1 + num_tokens):

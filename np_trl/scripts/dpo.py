@@ -51,7 +51,6 @@ class ScriptArguments(PreferenceArguments):
     )
 
     def __post_init__(self):
-        self.dataset_name = self.dataset_name or next(iter(POPULATIONS))
         check_at_least(1, num_train_users=self.num_train_users, answers_per_user=self.answers_per_user)
         if self.baseline_steps is not None:
             check_at_least(1, baseline_steps=self.baseline_steps)

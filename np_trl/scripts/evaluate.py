@@ -62,7 +62,10 @@ def build_judge(names: list[str], rows: PreferenceRows, group_column: str | None
         return StyleJudge(rows, POPULATIONS[names[0]].attributes)
     paths = dict(name.split("=", maxsplit=1) for name in names if "=" in name)
     if len(paths) < len(names) or group_column is None:
-        raise ValueError(f"`--judges {names}` must each be `GROUP=PATH`, of the groups that `--group_column` names.")
+        raise ValueError(
+            f"`--judges {names}` must each be `GROUP=PATH`, of the groups that `--group_column` names, or one of the populations "
+            f"{list(POPULATIONS)}."
+        )
     models = {group: AutoModel.from_pretrained(path).to(device).eval() for group, path in paths.items()}
     return reward_judge(models, rows.groups(group_column))
 
@@ -86,8 +89,8 @@ def evaluate_generations(evaluation: PolicyEvaluation, script_args: ScriptArgume
 
 def compare_prompting(generations: Generations, judge: StyleJudge) -> dict[str, float]:
     """What the reference policy writes when the prompt describes the user, and what a request costs either way."""
-    prompting, prompts = Prompting(generations, judge), generations.prompts[:5]
-    cost = request_cost(generations.model, generations.tokenizer, prompts, generations.latents)
+    prompting = Prompting(generations, judge)
+    cost = request_cost(generations.model, generations.prompt_ids[:5], generations.latents)
     found = {f"policy_{key}": value for key, value in cost.items()}
     if generations.num_context:
         found |= prompting.few_shot()

@@ -24,7 +24,8 @@ def in_length_groups(model: nn.Module) -> Callable:
             A policy or its reference policy with TRL's fused head.
 
     Returns:
-        `Callable`: takes the arguments of `model`, with `input_ids` `(B, T)` padded on the right, and returns the same.
+        `Callable`: takes the arguments of `model`, with `input_ids` `(B, T)` padded on the right, and returns
+        of its outputs those that have a value for each token.
     """
 
     def forward(attention_mask: torch.Tensor, **kwargs):

@@ -27,7 +27,7 @@ class NPDPOConfig(ContextConfigMixin, DPOConfig):
         film_kwargs (`dict`, *optional*):
             Fields of [`FiLMConfigMixin`] to set when `model` is a path, such as `{"film_site": "lora"}`.
         embed_batch_size (`int`, *optional*, defaults to `64`):
-            Options that the trunk embeds at once, when the dataset has no embedding columns.
+            Pairs of options that the trunk embeds at once, when the dataset has no embedding columns.
     """
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "film_kwargs"]
@@ -50,13 +50,15 @@ class NPDPOConfig(ContextConfigMixin, DPOConfig):
         default=None, metadata={"help": "Fields of the FiLM config to set when the model is given as a path."}
     )
     embed_batch_size: int = field(
-        default=64, metadata={"help": "Options that the trunk embeds at once, without embedding columns."}
+        default=64, metadata={"help": "Pairs of options that the trunk embeds at once, without embedding columns."}
     )
 
     def __post_init__(self):
         super().__post_init__()
         self._check_at_least("embed_batch_size", 1)
         self._check_at_least("reward_steps", 0)
+        if not 0 < self.reward_learning_rate < float("inf"):
+            raise ValueError(f"`reward_learning_rate={self.reward_learning_rate}` must be positive.")
         if self.reward_steps and self.context_encoder_path is not None:
             raise ValueError(
                 f"`reward_steps={self.reward_steps}` and `context_encoder_path={self.context_encoder_path!r}` both say what the "

@@ -163,7 +163,7 @@ class PolicyLossMixin(PairLossMixin):
             return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
 
     def _in_length_groups(self, model) -> Callable:
-        """The model itself, but where one process runs on a CPU."""
+        """The model in length groups where one process runs on a CPU, and has no loss of experts; else the model itself."""
         is_alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cpu"
         return in_length_groups(model) if is_alone and not self.aux_loss_enabled else model
 

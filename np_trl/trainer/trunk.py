@@ -9,6 +9,7 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -43,7 +44,7 @@ def _trained(module: nn.Module) -> list[str]:
 
 
 def _is_adapted(module: nn.Module) -> bool:
-    return any(isinstance(part, BaseTunerLayer) for part in module.modules())
+    return any(isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for part in module.modules())
 
 
 def freeze_trunk(model: PreTrainedModel) -> None:
@@ -98,7 +99,9 @@ class SharedTrunk:
             yield
             return
         kept, self.hidden_states = iter(self.hidden_states), []
-        with skip_layers(self.trunk), self._entering(lambda hidden_states: next(kept)):
+        # reentrant checkpointing has gradients only where an input of the layer has
+        needs_grad = getattr(self.first, "gradient_checkpointing", False) and torch.is_grad_enabled()
+        with skip_layers(self.trunk), self._entering(lambda _: next(kept).requires_grad_(needs_grad)):
             yield
 
     @contextmanager

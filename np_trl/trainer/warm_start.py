@@ -1,10 +1,17 @@
 """The warm start of a policy: its context encoder begins as that of an NP-BTL reward model of the same choices."""
 
+import logging
+
 from datasets import Dataset
 
+from np_trl.data import PreferenceRows
 from np_trl.models import NPRewardModel, NPRewardModelConfig
 from np_trl.trainer.np_reward_config import NPRewardConfig
 from np_trl.trainer.np_reward_trainer import NPRewardTrainer
+from np_trl.trainer.policy import np_parameters
+
+
+logger = logging.getLogger(__name__)
 
 
 class WarmStartMixin:
@@ -12,15 +19,22 @@ class WarmStartMixin:
     Mix into a policy's trainer with `load_context_encoder`.
 
     Attributes:
-        reward_metrics (`dict[str, float]`): the evaluation of the reward model, `eval_reward_nc{N}_accuracy` and the like.
+        reward_metrics (`dict[str, float]`): the evaluation of the reward model, `eval_reward_nc{N}_accuracy` and the like. Empty
+            where the run resumes, or has no evaluation set or several.
     """
 
     reward_metrics: dict = {}
 
-    # Override: the reward model is trained first, unless the run resumes or has been trained.
+    # Override: the reward model is trained first, unless the run resumes or the policy has been trained.
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        if self.args.reward_steps and not resume_from_checkpoint and self.state.global_step == 0:
-            self.reward_metrics = self._train_reward_model()
+        if self.args.reward_steps and not resume_from_checkpoint:
+            film = [parameter for name, parameter in np_parameters(self.model).items() if ".film." in name]
+            if any(parameter.any() for parameter in film):  # which start at zero
+                logger.warning(
+                    "The policy has been trained, so `reward_steps=%d` is left out.", self.args.reward_steps
+                )
+            else:
+                self.reward_metrics = self._train_reward_model()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _train_reward_model(self) -> dict[str, float]:
@@ -50,15 +64,16 @@ class WarmStartMixin:
         return {} if eval_dataset is None else trainer.evaluate(metric_key_prefix="eval_reward")
 
     def _reward_config(self) -> NPRewardConfig:
-        args = self.args
+        args, num_pairs = self.args, int(PreferenceRows(self.train_dataset).counts.min())
+        num_targets = min(5, num_pairs)
         return NPRewardConfig(
             output_dir=f"{args.output_dir}/np_reward",
             max_steps=args.reward_steps,
             warmup_steps=args.reward_steps // 10,
             lr_scheduler_type="cosine",
             learning_rate=args.reward_learning_rate,
-            num_targets=5,
-            max_context=max(args.eval_num_contexts),
+            num_targets=num_targets,
+            max_context=min(max(args.eval_num_contexts), num_pairs - num_targets),  # so that nobody has too few pairs
             context_in_target=False,
             **args.evaluation_protocol.as_arguments(),
             drop_short_users=True,
