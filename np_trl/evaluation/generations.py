@@ -72,6 +72,15 @@ def write(
     return answers
 
 
+@torch.no_grad()
+def infer_latents(model: nn.Module, rows: PreferenceRows, contexts: list[np.ndarray]) -> torch.Tensor:
+    """Infer the latents `(U, Z)` of users by the rows of their choices, N_C of each."""
+    num_context, embed_size = len(contexts[0]), model.config.context_config.embed_size
+    embeds = [rows.embeds(context) if num_context else torch.zeros(1, 2, embed_size) for context in contexts]
+    embeds = torch.stack(embeds).to(model.device)  # (U, C, 2, E)
+    return model.infer_latents(embeds, torch.full(embeds.shape[:2], num_context > 0, device=model.device))
+
+
 class Generations:
     """
     The users of an evaluation, and what policies write for them after N_C of their choices.
@@ -97,20 +106,19 @@ class Generations:
         for task in map(tasks.__getitem__, range(len(tasks))):
             if task.num_context == num_context:
                 first.setdefault(task.user, task)
-        users, contexts, embeds, targets = [], [], [], []
-        embed_size = self.model.config.context_config.embed_size
+        users, contexts, targets = [], [], []
         for user, task in first.items():
             context, target = task.draw()
             users += [user] * answers_per_user
             contexts += [context] * answers_per_user
-            embeds.append(self.rows.embeds(context) if num_context else torch.zeros(1, 2, embed_size))
             targets += [target[index % len(target)] for index in range(answers_per_user)]
         self.users, self.contexts, self.targets = np.array(users), contexts, targets  # of each answer
         pairs = self.rows.take(targets)
         self.prompts = [pair["prompt"] for pair in pairs]
         self.templates = [template_kwargs(pair) for pair in pairs]  # arguments of the chat template
         self.prompt_ids = self.tokenize(self.prompts)
-        self.latents = self._infer(torch.stack(embeds)).repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
+        latents = infer_latents(self.model, self.rows, contexts[::answers_per_user])  # (users, Z)
+        self.latents = latents.repeat_interleave(answers_per_user, dim=0)  # (answers, Z)
 
     def tokenize(self, prompts: list[str | list[dict]]) -> list[list[int]]:
         """Tokenise a prompt for each answer, in the place of its own, with the arguments of its chat template."""
@@ -118,11 +126,6 @@ class Generations:
             tokenize_prompt(prompt, self.tokenizer, **template)
             for prompt, template in zip(prompts, self.templates, strict=True)
         ]
-
-    @torch.no_grad()
-    def _infer(self, contexts: torch.Tensor) -> torch.Tensor:
-        mask = torch.full(contexts.shape[:2], self.num_context > 0, device=self.model.device)
-        return self.model.infer_latents(contexts.to(self.model.device), mask)
 
     def evaluate(self, judge: Judge | None = None, opponent: nn.Module | None = None) -> dict[str, float]:
         """

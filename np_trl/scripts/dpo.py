@@ -9,13 +9,13 @@ from datasets import Dataset
 from transformers import AutoTokenizer, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from np_trl.data.preference_rows import EMBED_COLUMNS
+from np_trl.data.preference_rows import EMBED_COLUMNS, PreferenceRows
 from np_trl.data.ranges import check_at_least
 from np_trl.evaluation.dpo_baselines import BASELINES, DPOBaselines
 from np_trl.evaluation.generations import Generations, StyleJudge
 from np_trl.evaluation.policy_evaluation import PolicyEvaluation
+from np_trl.evaluation.user_samples import UserSamples
 from np_trl.files import whole_file
-from np_trl.models.texts import plain_text
 from np_trl.populations.built_in import POPULATIONS, Population
 from np_trl.scripts.command_parser import CommandParser
 from np_trl.scripts.demo import STYLE_GEMMA
@@ -159,16 +159,15 @@ def print_curve(metrics: dict[str, float], num_contexts: list[int]) -> None:
     show("written grammatically", "eval_nc{}_grammatical")
 
 
-def print_two_users(trainer: NPDPOTrainer, population: Population, num_context: int) -> None:
-    """Print answers to the same prompts for two opposite users of a population, after their choices."""
-    evaluation = PolicyEvaluation.of_trainer(trainer)
-    generations = Generations(evaluation, num_context, answers_per_user=1, max_new_tokens=population.max_new_tokens)
-    for prompt in population.prompts:
-        print(f"\n{plain_text(prompt)}")
-        for style, name in population.readers.items():
-            (answer,) = generations.write([prompt], population.attributes.styles.index(style))
-            print(f"  to a user who chose {name}:")
-            print("   " + answer.replace("\n", "\n    "))
+def two_users(trainer: NPDPOTrainer, population: Population | None) -> UserSamples:
+    """Samples for two opposite users of a population, or for two users of the evaluation set."""
+    if population is None:
+        return UserSamples(trainer)
+    users, names = PreferenceRows(trainer.eval_dataset).user_ids, population.attributes.styles
+    readers = {
+        str(users[names.index(style)]): f"a user who chose {name}" for style, name in population.readers.items()
+    }
+    return UserSamples(trainer, readers, population.prompts, population.max_new_tokens)
 
 
 def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: ModelConfig) -> None:
@@ -182,6 +181,8 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
     build = TrainerBuilder(training_args, model_args, embedded=set(EMBED_COLUMNS) <= set(train_dataset.column_names))
     trainer = build(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset)
     trainer.create_model_card(dataset_name=script_args.dataset_name)
+    samples = two_users(trainer, population)
+    trainer.add_callback(samples)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     metrics = {**trainer.reward_metrics, **trainer.evaluate()}
     trainer.save_model(training_args.output_dir)
@@ -203,8 +204,7 @@ def main(script_args: ScriptArguments, training_args: NPDPOConfig, model_args: M
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         print_curve(metrics, training_args.eval_num_contexts)
-        if population is not None:
-            print_two_users(trainer, population, num_context)
+    samples.print()
     if training_args.push_to_hub:
         trainer.push_to_hub()
     if trainer.model.config.modulation.needs_lora:
