@@ -161,6 +161,7 @@ def dpo_config(path, **kwargs) -> NPDPOConfig:
         "save_strategy": "no",
         "logging_steps": 1,
         "lr_scheduler_type": "constant",
+        "reward_steps": 0,
         "film_kwargs": {"context_config": CONTEXT_CONFIG},
     }
     return NPDPOConfig(str(path), **{**defaults, **kwargs})

@@ -17,6 +17,7 @@ from datasets import (
 )
 from datasets.packaged_modules.csv.csv import Csv
 
+from np_trl.data.conversations import to_conversations
 from np_trl.data.embeddings import join_embeddings
 from np_trl.data.pair_codes import pair_codes
 from np_trl.data.preference_rows import ID_COLUMNS
@@ -49,6 +50,7 @@ def load_preferences(
     embeddings: str | None = None,
     embedding_kind: str = "response",
     config: str | None = None,
+    conversational: bool = False,
 ) -> Dataset:
     """
     Load preference pairs.
@@ -70,6 +72,8 @@ def load_preferences(
             Which text was embedded.
         config (`str`, *optional*):
             Configuration of a dataset on the Hub that has several.
+        conversational (`bool`, *optional*, defaults to `False`):
+            Whether strings become conversations: [`to_conversations`].
 
     Returns:
         [`~datasets.Dataset`]
@@ -78,7 +82,9 @@ def load_preferences(
         `ValueError`: if there is no such split, a condition names no column, or no row meets them all.
     """
     dataset = _select(_load(name, split, config), where or [], name)
-    return dataset if embeddings is None else join_embeddings(dataset, _load(embeddings, "train"), embedding_kind)
+    if embeddings is not None:
+        dataset = join_embeddings(dataset, _load(embeddings, "train"), embedding_kind)
+    return to_conversations(dataset) if conversational else dataset
 
 
 def hash_split(key: str) -> str:

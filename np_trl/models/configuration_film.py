@@ -51,9 +51,9 @@ class FiLMConfigMixin:
             What a latent changes: `"block"`, `"attention"` or `"lora"`, as in the table of `modulation.py`.
         film_layers (`str`, *optional*, defaults to `"all"`):
             Which layers FiLM modulates: `"all"`, or those `"above_trunk"`, from `context_layer` on.
-        film_scaling (`str`, *optional*, defaults to `"none"`):
-            What enters the modulation: the latent as it is (`"none"`), or brought into the unit ball (`"bounded"`), so that
-            training is stable however long latents are. Take `"bounded"` for pre-trained language models.
+        film_scaling (`str`, *optional*, defaults to `"bounded"`):
+            What enters the modulation: the latent brought into the unit ball (`"bounded"`), so that training is stable however
+            long latents are, or as it is (`"none"`), which suits only decoders of a few layers.
         num_gates (`int`, *optional*):
             Number of LoRA directions in all decoder layers, with `film_site="lora"`. The trainer counts them.
         context_layer (`int`, *optional*):
@@ -82,7 +82,7 @@ class FiLMConfigMixin:
 
     film_site: str = "block"
     film_layers: str = "all"
-    film_scaling: str = "none"
+    film_scaling: str = "bounded"
     num_gates: int | None = None
     context_layer: int | None = None
     option_pooling: str = "mean"

@@ -79,7 +79,7 @@ class TrainerBuilder:
             Arguments.
         embedded (`bool`):
             Whether the data sets have embedding columns. Where they do not, LoRA is kept above the trunk, which embeds the
-            options.
+            options; so it is where FiLM is.
     """
 
     def __init__(self, training_args: NPDPOConfig, model_args: ModelConfig, embedded: bool):
@@ -97,8 +97,9 @@ class TrainerBuilder:
         }
         self.peft_config = get_peft_config(model_args)
         num_layers = read_policy_config(self.base, **self.source).num_hidden_layers  # or raises the error of the base
-        if self.peft_config is not None and not embedded:
-            context_layer = (self.film_kwargs or {}).get("context_layer", num_layers // 2)
+        film = self.film_kwargs or {}
+        if self.peft_config is not None and (not embedded or film.get("film_layers") == "above_trunk"):
+            context_layer = film.get("context_layer", num_layers // 2)
             self.peft_config.layers_to_transform = list(range(context_layer, num_layers))
 
     def __call__(self, args: NPDPOConfig, **datasets) -> NPDPOTrainer:

@@ -32,6 +32,9 @@ class EvaluationArguments:
     embedding_kind: str = field(
         default="response", metadata={"help": "What was embedded: `response` or `prompt_response`."}
     )
+    conversational: bool = field(
+        default=False, metadata={"help": "Whether pairs of strings become conversations, as they did in training."}
+    )
     where: list[str] = field(default_factory=list, metadata={"help": "Conditions `column=value` on the rows."})
     context_where: list[str] = field(
         default_factory=list,
@@ -87,9 +90,13 @@ class EvaluationArguments:
 
     def load_users(self) -> Dataset:
         """Load the pairs of the users to evaluate on."""
-        embeddings = {"embeddings": self.embeddings, "embedding_kind": self.embedding_kind}
-        dataset = load_preferences(self.dataset_name, self.split, self.where, **embeddings)
+        settings = {
+            "embeddings": self.embeddings,
+            "embedding_kind": self.embedding_kind,
+            "conversational": self.conversational,
+        }
+        dataset = load_preferences(self.dataset_name, self.split, self.where, **settings)
         if self.context_where:
-            contexts = load_preferences(self.dataset_name, self.split, self.context_where, **embeddings)
+            contexts = load_preferences(self.dataset_name, self.split, self.context_where, **settings)
             dataset = with_roles(contexts, dataset)
         return dataset

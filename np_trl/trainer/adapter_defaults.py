@@ -21,7 +21,7 @@ def complete_adapter(
             That of the policy.
         embedded (`bool`):
             Whether options come embedded. Otherwise the trunk embeds them, and an adapter without `target_modules` is kept
-            above it.
+            above it, as it is where FiLM is.
         base_revision (`str`, *optional*):
             The commit of the base model.
 
@@ -46,7 +46,8 @@ def complete_adapter(
         # PEFT knows the decoders, not the policies that are made of them; some of its methods have no defaults
         defaults = getattr(PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type], "target_module_mapping", {})
         peft_config.target_modules = defaults.get(config.model_type.removeprefix("film_"))
-        if not embedded and getattr(peft_config, "layers_to_transform", 0) is None:
+        is_trunk_plain = not embedded or config.film_layers == "above_trunk"
+        if is_trunk_plain and getattr(peft_config, "layers_to_transform", 0) is None:
             peft_config.layers_to_transform = list(range(config.context_layer, config.num_hidden_layers))
     peft_config.revision = peft_config.revision or base_revision
     peft_config.task_type = peft_config.task_type or TaskType.CAUSAL_LM

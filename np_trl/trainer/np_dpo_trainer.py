@@ -110,6 +110,7 @@ class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, Cont
             )
         embedded, film_kwargs = _is_embedded(train_dataset), _film_kwargs(args, train_dataset)
         start = PolicyStart.of(model, args, film_kwargs, embedded, peft_config, quantization_config)
+        start.set_learning_rate(args)
         if kwargs.get("processing_class") is None:
             kwargs["processing_class"] = start.load_tokenizer()
         self._base_revision, self._context_encoder_start = start.commit, None

@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_fsdp_enabled
+from trl import DPOConfig
 
 from np_trl.trainer.adapter_defaults import complete_adapter
 from np_trl.trainer.gated_lora import check_gated_lora
@@ -18,6 +19,8 @@ from np_trl.trainer.policy_source import PolicySource
 
 
 logger = logging.getLogger(__name__)
+
+ADAPTER_LEARNING_RATE = 2e-4
 
 
 @dataclass
@@ -85,6 +88,12 @@ class PolicyStart:
     def commit(self) -> str | None:
         """The commit on the Hub that the policy came from."""
         return None if self.source is None else self.source.commit
+
+    def set_learning_rate(self, args: NPDPOConfig) -> None:
+        """Choose the learning rate of the language model, unless it is set: that of an adapter, or of whole weights."""
+        if args.learning_rate is None:
+            has_adapter = self.peft_config is not None or isinstance(self.model, PeftModel)
+            args.learning_rate = ADAPTER_LEARNING_RATE if has_adapter else DPOConfig.learning_rate
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer beside the policy; none of a model that was there."""

@@ -1,5 +1,6 @@
 """Tokenised preference pairs for a policy's trainer: TRL's preparation, on rows of users and on rows that are tasks."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from np_trl.data.task_stream import check_tasks
 from np_trl.models.text_context import check_end_token
 from np_trl.models.texts import SIDES
 from np_trl.trainer.token_ties import drop_token_ties, find_token_ties
+
+
+logger = logging.getLogger(__name__)
 
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -56,6 +60,11 @@ class TokenizingTrainerMixin:
         """Tokenise pairs with TRL's own preparation."""
         if isinstance(dataset[0]["chosen"], str):
             check_end_token(processing_class)
+            if name == "train" and getattr(processing_class, "chat_template", None):
+                logger.warning(
+                    "The pairs are strings, so the chat template of the tokenizer is not used, and after a bare prompt a chat "
+                    "model may write nothing. Pass conversations (lists of messages), or `--conversational true`."
+                )
         prepared = super()._prepare_dataset(dataset, processing_class, args, name)
         if len(prepared) < len(dataset):
             raise ValueError(

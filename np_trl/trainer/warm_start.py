@@ -13,6 +13,8 @@ from np_trl.trainer.policy import np_parameters
 
 logger = logging.getLogger(__name__)
 
+REWARD_STEPS = 400  # if `reward_steps` is not set
+
 
 class WarmStartMixin:
     """
@@ -27,24 +29,37 @@ class WarmStartMixin:
 
     # Override: the reward model is trained first, unless the run resumes or the policy has been trained.
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        if self.args.reward_steps and not resume_from_checkpoint:
-            film = [parameter for name, parameter in np_parameters(self.model).items() if ".film." in name]
-            if any(parameter.any() for parameter in film):  # which start at zero
-                logger.warning(
-                    "The policy has been trained, so `reward_steps=%d` is left out.", self.args.reward_steps
-                )
-            else:
-                self.reward_metrics = self._train_reward_model()
+        if not resume_from_checkpoint and (steps := self._reward_steps()):
+            self.reward_metrics = self._train_reward_model(steps)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _train_reward_model(self) -> dict[str, float]:
+    def _reward_steps(self) -> int:
+        """How long the reward model is trained."""
+        args, film = self.args, [value for name, value in np_parameters(self.model).items() if ".film." in name]
+        if args.reward_steps is None:
+            is_whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+            is_possible = is_whole and isinstance(self.train_dataset, Dataset) and args.context_encoder_path is None
+        else:
+            is_possible = bool(args.reward_steps)
+        if not is_possible:
+            return 0
+        if any(parameter.any() for parameter in film):  # which start at zero
+            if args.reward_steps is not None:
+                logger.warning("The policy has been trained, so `reward_steps=%d` is left out.", args.reward_steps)
+            return 0
+        return REWARD_STEPS if args.reward_steps is None else args.reward_steps
+
+    def _train_reward_model(self, steps: int) -> dict[str, float]:
         """Train NP-BTL on the embeddings of the policy's options, and start from its context encoder."""
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError(
-                f"`reward_steps={self.args.reward_steps}` trains a reward model on the users' pairs, but `train_dataset` is a "
+                f"`reward_steps={steps}` trains a reward model on the users' pairs, but `train_dataset` is a "
                 "stream of tasks. Train it by itself with `NPRewardTrainer`, and pass its folder as `context_encoder_path`."
             )
-        args, context_config = self._reward_config(), self.accelerator.unwrap_model(self.model).config.context_config
+        args, context_config = (
+            self._reward_config(steps),
+            self.accelerator.unwrap_model(self.model).config.context_config,
+        )
         model = NPRewardModel(
             NPRewardModelConfig(
                 embed_size=context_config.embed_size,
@@ -63,13 +78,13 @@ class WarmStartMixin:
         self.load_context_encoder(args.output_dir)
         return {} if eval_dataset is None else trainer.evaluate(metric_key_prefix="eval_reward")
 
-    def _reward_config(self) -> NPRewardConfig:
+    def _reward_config(self, steps: int) -> NPRewardConfig:
         args, num_pairs = self.args, int(PreferenceRows(self.train_dataset).counts.min())
         num_targets = min(5, num_pairs)
         return NPRewardConfig(
             output_dir=f"{args.output_dir}/np_reward",
-            max_steps=args.reward_steps,
-            warmup_steps=args.reward_steps // 10,
+            max_steps=steps,
+            warmup_steps=steps // 10,
             lr_scheduler_type="cosine",
             learning_rate=args.reward_learning_rate,
             num_targets=num_targets,
