@@ -47,7 +47,12 @@ def losses(trainer: NPDPOTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def never(model) -> bool:
+    return False
+
+
 def test_policy_and_reference_share_a_pass_through_the_trunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(SharedTrunk, "max_bytes", 0)  # nothing is kept
     trainer = build(tmp_path, max_steps=3)
     passes = [count_passes(trainer, layer) for layer in range(3)]
     shared = losses(trainer)
@@ -56,16 +61,45 @@ def test_policy_and_reference_share_a_pass_through_the_trunk(tmp_path, monkeypat
     assert not any(layer.is_skipped for layer in trainer._shared_trunk.trunk)
     metrics = trainer.evaluate()
 
-    monkeypatch.setattr(SharedTrunk, "exists", lambda model: False)
+    monkeypatch.setattr(SharedTrunk, "exists", never)
     trainer = build(tmp_path, max_steps=3)
     unshared = count_passes(trainer, 0)
     assert losses(trainer) == shared and unshared == [passes[1]]  # bit-identical
     assert trainer.evaluate()["eval_loss"] == metrics["eval_loss"]
 
 
+@pytest.mark.parametrize("precompute", [True, False])
+def test_what_left_the_trunk_when_options_were_embedded_is_kept(tmp_path, monkeypatch, precompute):
+    found = {}
+    for is_shared in (True, False):
+        if not is_shared:
+            monkeypatch.setattr(SharedTrunk, "exists", never)
+        trainer = build(tmp_path, max_steps=3, precompute_ref_log_probs=precompute)
+        passes = count_passes(trainer, 0)
+        found[is_shared] = [*losses(trainer), trainer.evaluate()["eval_loss"]]
+        assert (passes == [0]) == is_shared
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-5)
+
+
+def test_no_more_is_kept_than_there_is_room_for(tmp_path, monkeypatch):
+    width = 32 * 4  # bytes of a token
+    monkeypatch.setattr(SharedTrunk, "max_bytes", 40 * width)
+    trainer = build(tmp_path, max_steps=1)
+    kept = trainer._shared_trunk._kept
+    assert 0 < sum(map(len, kept.values())) <= 40
+    passes = count_passes(trainer, 0)
+    trainer.train()
+    assert passes[0] > 0
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("is_frozen", [True, False])
-def test_gradients_with_checkpointing_are_those_of_two_passes(tmp_path, monkeypatch, use_reentrant, is_frozen):
+@pytest.mark.parametrize("max_bytes", [0, 2**20])
+def test_gradients_with_checkpointing_are_those_of_two_passes(
+    tmp_path, monkeypatch, use_reentrant, is_frozen, max_bytes
+):
+    monkeypatch.setattr(SharedTrunk, "max_bytes", max_bytes)
+
     def train() -> list[float]:
         kwargs = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
         trainer = build(tmp_path, max_steps=3, **kwargs)
@@ -76,12 +110,10 @@ def test_gradients_with_checkpointing_are_those_of_two_passes(tmp_path, monkeypa
         assert (trainer._shared_trunk is None) == (SharedTrunk.exists is never)
         return found
 
-    def never(model) -> bool:
-        return False
-
     shared = train()
     monkeypatch.setattr(SharedTrunk, "exists", never)
-    assert len(set(shared)) == 3 and train() == shared
+    assert len(set(shared)) == 3
+    np.testing.assert_allclose(train(), shared, rtol=1e-5 if max_bytes else 0)
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,9 @@ class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, Cont
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator
         ):  # which gathers weights that are sharded
-            embeds = embed_with_trunk(model, dataset, collate, self.accelerator, batch_size, name)  # (rows, 2, H)
+            embeds = embed_with_trunk(
+                model, dataset, collate, self.accelerator, batch_size, name, self._kept_trunk
+            )  # (rows, 2, H)
         for side, column in enumerate(EMBED_COLUMNS):
             dataset = dataset.add_column(column, list(embeds[:, side].numpy()))
         return self._remember(super()._with_embeddings(dataset, name))

@@ -143,34 +143,33 @@ class PolicyLossMixin(PairLossMixin):
     # Override: the reference never sees a context, so its log-probs come from TRL's own function, without one.
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs, trunk = self._begin_record(inputs), self._shared_trunk
-        if "ref_chosen_logps" not in inputs:
-            with nullcontext() if trunk is None else trunk.record():
+        with nullcontext() if trunk is None else trunk.step():
+            if "ref_chosen_logps" not in inputs:
                 chosen, rejected = self._reference_log_probs(model, inputs)
-            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+                inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
-        run = self._in_length_groups(model)
+            run = self._runner(model)
 
-        def forward(**kwargs):
-            outputs = run(**kwargs)
-            self.record.keep(self._implicit_rewards(outputs.log_probs.detach(), inputs))
-            return outputs
+            def forward(**kwargs):
+                outputs = run(**kwargs)
+                self.record.keep(self._implicit_rewards(outputs.log_probs.detach(), inputs))
+                return outputs
 
-        with (
-            self._with_precomputed_references(),
-            scoring_completions_alone(self.accelerator.device),
-            nullcontext() if trunk is None else trunk.replay(),
-        ):
-            return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+            with self._with_precomputed_references(), scoring_completions_alone(self.accelerator.device):
+                return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
 
-    def _in_length_groups(self, model) -> Callable:
-        """The model in length groups where one process runs on a CPU, and has no loss of experts; else the model itself."""
-        is_alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cpu"
-        return in_length_groups(model) if is_alone and not self.aux_loss_enabled else model
+    def _runner(self, model) -> Callable:
+        """
+        What runs the model: past a trunk that is shared, and in length groups where one process runs on a CPU, and has no loss
+        of experts.
+        """
+        run = model if self._shared_trunk is None else self._shared_trunk.run(model)
+        return in_length_groups(run) if self._is_alone_on_cpu and not self.aux_loss_enabled else run
 
     # Override: on a CPU little padding and no scores of prompts are computed.
     def compute_ref_log_probs(self, model, inputs):
         with scoring_completions_alone(self.accelerator.device):
-            return super().compute_ref_log_probs(self._in_length_groups(model), inputs)
+            return super().compute_ref_log_probs(self._runner(model), inputs)
 
     @cached_property
     def _shared_trunk(self) -> SharedTrunk | None:
@@ -181,6 +180,15 @@ class PolicyLossMixin(PairLossMixin):
             return None
         base = model.get_base_model()
         return SharedTrunk(base) if SharedTrunk.exists(base) else None
+
+    @property
+    def _kept_trunk(self) -> SharedTrunk | None:
+        """The trunk whose hidden states are kept for the run: where one process runs on a CPU, and all of them come by it."""
+        return self._shared_trunk if self._is_alone_on_cpu else None
+
+    @property
+    def _is_alone_on_cpu(self) -> bool:
+        return self.accelerator.num_processes == 1 and self.accelerator.device.type == "cpu"
 
     def _implicit_rewards(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Differences of implicit rewards (eq. 8) `(P,)` from the log-probs of the completions' tokens `(2P, T - 1)`."""

@@ -1,7 +1,7 @@
 """The trunk: the lower layers of a policy, which embed the users' options and must stay those of the base model."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -61,17 +61,24 @@ def trunk_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
 
 class SharedTrunk:
     """
-    One pass through the trunk for the reference policy and the policy, where both have the same and neither trains it.
+    The trunk of a policy, which is that of its reference policy too, and is not trained: what leaves it depends on the tokens
+    alone, so it is not computed again in a step, nor, where it was kept, in the run.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The policy without its adapter, whose layers the reference policy shares.
+
+    Attributes:
+        max_bytes (`int`): how much is kept for the whole run.
     """
+
+    max_bytes = 2**30
 
     def __init__(self, model: PreTrainedModel):
         self.trunk = list(model.model.layers[: model.config.context_layer])
         self.first = model.model.layers[model.config.context_layer]
-        self.hidden_states = []  # of each pass of the reference policy
+        # tokens of a row -> the hidden states `(T, H)` that leave the trunk: in the run, and in a step
+        self._kept, self._num_bytes, self._recent = {}, 0, None
 
     @staticmethod
     def exists(model: PreTrainedModel) -> bool:
@@ -81,28 +88,58 @@ class SharedTrunk:
         return not is_modulated and not any(map(_trained, modules)) and not any(map(_is_adapted, modules))
 
     @contextmanager
-    def record(self) -> Iterator[None]:
-        """Keep the hidden states `(B, T, H)` that leave the trunk, in each pass."""
-        self.hidden_states = []
-
-        def keep(hidden_states: torch.Tensor) -> torch.Tensor:
-            self.hidden_states.append(hidden_states.detach())
-            return hidden_states
-
-        with self._entering(keep):
+    def step(self) -> Iterator[None]:
+        """What is run in here passes each row through the trunk once."""
+        self._recent = {}
+        try:
             yield
+        finally:
+            self._recent = None
 
     @contextmanager
-    def replay(self) -> Iterator[None]:
-        """Pass by the trunk in as many passes, with the hidden states that were kept, if any were."""
-        if not self.hidden_states:
+    def keep(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> Iterator[None]:
+        """Keep for the run what leaves the trunk in a pass of these rows `(B, T)`, padded on the right, if there is room."""
+        keys = _row_keys(input_ids, attention_mask)
+
+        def enter(hidden_states: torch.Tensor) -> torch.Tensor:
+            for key, states, length in zip(keys, hidden_states, attention_mask.sum(dim=1).tolist(), strict=True):
+                num_bytes = length * states[0].nbytes
+                if key not in self._kept and self._num_bytes + num_bytes <= self.max_bytes:
+                    self._kept[key] = states[:length].detach().clone()
+                    self._num_bytes += num_bytes
+            return hidden_states
+
+        with self._entering(enter):
             yield
-            return
-        kept, self.hidden_states = iter(self.hidden_states), []
+
+    def run(self, model: Callable) -> Callable:
+        """Run a model such that it passes by the trunk where all rows of a batch have been through it."""
+
+        def forward(input_ids: torch.LongTensor, attention_mask: torch.Tensor, **kwargs):
+            keys, length = _row_keys(input_ids, attention_mask), input_ids.shape[1]
+            known = self._find(keys, length)
+
+            def enter(hidden_states: torch.Tensor) -> torch.Tensor:
+                if known is not None:
+                    return known
+                if self._recent is not None:  # by their padded length, too: so that both passes are bit-identical
+                    self._recent |= {(key, length): row for key, row in zip(keys, hidden_states.detach(), strict=True)}
+                return hidden_states
+
+            with skip_layers(self.trunk if known is not None else []), self._entering(enter):
+                return model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+        return forward
+
+    def _find(self, keys: list[bytes], length: int) -> torch.Tensor | None:
+        """The hidden states `(B, T, H)` of rows, zeros in the padding; `None` if any row is unknown."""
+        recent = self._recent or {}
+        states = [recent.get((key, length), self._kept.get(key)) for key in keys]
+        if any(state is None for state in states):
+            return None
+        states = torch.stack([nn.functional.pad(state, (0, 0, 0, length - len(state))) for state in states])
         # reentrant checkpointing has gradients only where an input of the layer has
-        needs_grad = getattr(self.first, "gradient_checkpointing", False) and torch.is_grad_enabled()
-        with skip_layers(self.trunk), self._entering(lambda _: next(kept).requires_grad_(needs_grad)):
-            yield
+        return states.requires_grad_(getattr(self.first, "gradient_checkpointing", False) and torch.is_grad_enabled())
 
     @contextmanager
     def _entering(self, function: Callable) -> Iterator[None]:
@@ -113,9 +150,21 @@ class SharedTrunk:
             self.first.enter = None
 
 
+def _row_keys(input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> list[bytes]:
+    """The tokens of each row, without its padding."""
+    lengths = attention_mask.sum(dim=1).tolist()
+    return [row[:length].tobytes() for row, length in zip(input_ids.cpu().numpy(), lengths, strict=True)]
+
+
 @torch.no_grad()
 def embed_with_trunk(
-    model: nn.Module, dataset: Dataset, collate: Callable, accelerator: Accelerator, batch_size: int, name: str
+    model: nn.Module,
+    dataset: Dataset,
+    collate: Callable,
+    accelerator: Accelerator,
+    batch_size: int,
+    name: str,
+    shared: SharedTrunk | None = None,
 ) -> torch.Tensor:
     """
     Embed every distinct option of a dataset once, each process its share.
@@ -133,6 +182,8 @@ def embed_with_trunk(
             Pairs that a process embeds at once.
         name (`str`):
             What to call the dataset beside the progress bar.
+        shared ([`SharedTrunk`], *optional*):
+            Where hidden states are kept.
 
     Returns:
         `torch.Tensor` of shape `(rows, 2, H)`: chosen, rejected.
@@ -149,7 +200,9 @@ def embed_with_trunk(
         number = first + accelerator.process_index
         indices = batches[min(number, len(batches) - 1)]
         batch = send_to_device(collate([rows[int(index)] for index in indices]), accelerator.device)
-        options = model.embed_options(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+        tokens = batch["input_ids"], batch["attention_mask"]
+        with nullcontext() if shared is None else shared.keep(*tokens):
+            options = model.embed_options(*tokens, batch["completion_mask"])
         if number < len(batches):
             embeds[indices] = torch.stack(options.chunk(2), dim=1).cpu()
     model.train(was_training)
