@@ -63,6 +63,37 @@ def test_without_steps_nothing_is_trained_first(tmp_path):
     assert not (tmp_path / "out" / "np_reward").exists()
 
 
+@pytest.mark.parametrize("adapted", [True, False])
+def test_by_default_there_are_steps_and_a_learning_rate_for_what_is_trained(tmp_path, monkeypatch, adapted):
+    monkeypatch.setattr("np_trl.trainer.warm_start.REWARD_STEPS", 2)
+    peft_config = LoraConfig(task_type="CAUSAL_LM") if adapted else None
+    trainer = build(tmp_path, peft_config=peft_config, reward_steps=None, learning_rate=None, max_steps=1)
+    trainer.train()
+    assert trainer.args.learning_rate == (2e-4 if adapted else 1e-6)
+    assert trainer.optimizer.param_groups[0]["initial_lr"] == trainer.args.learning_rate
+    reward_model = NPRewardModel.from_pretrained(tmp_path / "out" / "np_reward")
+    other = build(tmp_path / "other", reward_steps=None, context_encoder_path=str(tmp_path / "out" / "np_reward"))
+    other.train()  # from what is named, without steps
+    assert other.reward_metrics == {}
+    found, expected = (
+        other.model.model.context_encoder.standardizer.mean,
+        reward_model.context_encoder.standardizer.mean,
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_by_default_a_stream_has_no_warm_start(tmp_path):
+    stream = task_rows(with_embeddings(style_rows(4), embed_size=32))
+    trainer = NPDPOTrainer(
+        tiny_base(tmp_path / "base"),
+        args=dpo_config(tmp_path / "out", reward_steps=None),
+        train_dataset=stream,
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
 def test_a_stream_cannot_be_started_warm(tmp_path):
     stream = task_rows(with_embeddings(style_rows(4), embed_size=32))
     trainer = NPDPOTrainer(
