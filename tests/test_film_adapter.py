@@ -446,6 +446,7 @@ RECORDS = {
     "film_site": ["evil", None],
     "film_layers": ["evil", None],
     "film_scaling": ["evil", None],
+    "film_units": [[1.0], "x"],
     "num_gates": ["x"],
     "context_layer": [10**9, "1", None],
     "context_config": ["x", {"latent_size": 10**9}, {"latent_size": "x"}, {"embed_size": 32, "hidden_size": 10**10}],

@@ -17,6 +17,7 @@ FILM_FIELDS = (
     "film_site",
     "film_layers",
     "film_scaling",
+    "film_units",
     "num_gates",
     "context_layer",
     "option_pooling",
@@ -32,6 +33,7 @@ FILM_FIELDS = (
 LATER_FIELDS = {
     "film_layers": "all",
     "film_scaling": "none",
+    "film_units": None,
     "num_gates": None,
     "dpo_beta": 0.1,
     "reference_name_or_path": None,
@@ -54,6 +56,9 @@ class FiLMConfigMixin:
         film_scaling (`str`, *optional*, defaults to `"bounded"`):
             What enters the modulation: the latent brought into the unit ball (`"bounded"`), so that training is stable however
             long latents are, or as it is (`"none"`), which suits only decoders of a few layers.
+        film_units (`list[float]`, *optional*):
+            For each modulated layer, the size of what FiLM shifts: shifts are in these units, so that one learning rate suits
+            decoders whose hidden states are small or large. With `film_scaling="bounded"` the trainer measures them; 1 if not set.
         num_gates (`int`, *optional*):
             Number of LoRA directions in all decoder layers, with `film_site="lora"`. The trainer counts them.
         context_layer (`int`, *optional*):
@@ -83,6 +88,7 @@ class FiLMConfigMixin:
     film_site: str = "block"
     film_layers: str = "all"
     film_scaling: str = "bounded"
+    film_units: list[float] | None = None
     num_gates: int | None = None
     context_layer: int | None = None
     option_pooling: str = "mean"
@@ -116,6 +122,11 @@ class FiLMConfigMixin:
     def is_film_bounded(self) -> bool:
         """Whether latents are brought into the unit ball before they modulate."""
         return self.film_scaling == "bounded"
+
+    @property
+    def num_film_layers(self) -> int:
+        """Number of layers that FiLM modulates."""
+        return self.num_hidden_layers - self.first_film_layer
 
     @property
     def first_film_layer(self) -> int:
@@ -180,6 +191,16 @@ class FiLMConfigMixin:
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"`{field}={value!r}` is unknown. Choose one of {list(allowed)}.")
+        units = self.film_units
+        if units is not None and not (
+            isinstance(units, (list, tuple))
+            and len(units) == self.num_film_layers
+            and all(isinstance(unit, (int, float)) and 0 < unit < float("inf") for unit in units)
+        ):
+            raise ValueError(
+                f"`film_units={units!r}` must be a positive number for each of the {self.num_film_layers} layers that FiLM "
+                "modulates, or not set."
+            )
         self.modulation.check_config(self)
         if not 0 <= self.context_layer < self.num_hidden_layers:
             raise ValueError(

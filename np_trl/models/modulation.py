@@ -73,17 +73,30 @@ class FiLM(Modulation):
             Size H of the hidden states.
         is_bounded (`bool`, *optional*, defaults to `False`):
             That of a [`Hypernetwork`].
+        units (`list[float]`, *optional*):
+            What shifts of each layer are multiplied by.
     """
 
-    def __init__(self, latent_size: int, num_layers: int, hidden_size: int, is_bounded: bool = False):
+    def __init__(
+        self,
+        latent_size: int,
+        num_layers: int,
+        hidden_size: int,
+        is_bounded: bool = False,
+        units: list[float] | None = None,
+    ):
         super().__init__(latent_size, num_layers * 2 * hidden_size, is_bounded)
-        self.sizes = (num_layers, 2, hidden_size)
+        self.sizes, self.units = (num_layers, 2, hidden_size), units
 
     @classmethod
     def of(cls, config) -> "FiLM":
-        num_layers = config.num_hidden_layers - config.first_film_layer
-        sizes = (config.context_config.latent_size, num_layers, config.hidden_size)
-        return cls(*sizes, is_bounded=config.is_film_bounded)
+        sizes = (config.context_config.latent_size, config.num_film_layers, config.hidden_size)
+        return cls(*sizes, is_bounded=config.is_film_bounded, units=config.film_units)
+
+    @staticmethod
+    def find_site(layer: nn.Module) -> nn.Module:
+        """The module of a decoder layer whose output is modulated."""
+        raise NotImplementedError
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -95,11 +108,17 @@ class FiLM(Modulation):
             `torch.Tensor` of shape `(B, L, 2, H)`: along axis 2, scale and shift.
         """
         scale, shift = super().forward(latents).view(-1, *self.sizes).unbind(dim=2)
+        if self.units is not None:
+            shift = shift * shift.new_tensor(self.units).unsqueeze(1)
         return torch.stack([1 + scale, shift], dim=2)
 
 
 class BlockFiLM(FiLM):
     """FiLM of the output of a whole decoder block."""
+
+    @staticmethod
+    def find_site(layer):
+        return layer
 
     @staticmethod
     def run(layer, forward, modulation, hidden_states, *args, **kwargs):
@@ -111,6 +130,10 @@ class AttentionFiLM(FiLM):
 
     exports = ("model",)
     needs_bias = True
+
+    @staticmethod
+    def find_site(layer):
+        return layer.self_attn
 
     @staticmethod
     def run(layer, forward, modulation, hidden_states, *args, **kwargs):

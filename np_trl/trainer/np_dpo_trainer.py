@@ -21,6 +21,7 @@ from np_trl.models.weights import read_path
 from np_trl.trainer.adapter_loading import is_adapter
 from np_trl.trainer.contextual_trainer import ContextualTrainerMixin
 from np_trl.trainer.film_adapter import FiLMPeftModel
+from np_trl.trainer.film_units import set_film_units
 from np_trl.trainer.model_card import describe_context_encoder, public_name
 from np_trl.trainer.np_dpo_config import NPDPOConfig
 from np_trl.trainer.policy import np_parameters, upcast_np_parameters
@@ -36,6 +37,9 @@ from np_trl.weight_identity import base_of, hash_base_weights
 
 
 logger = logging.getLogger(__name__)
+
+
+_LONG_FIELDS = ("context_config", "film_units")  # which the card describes in other words, or leaves out
 
 
 class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, ContextualTrainerMixin, DPOTrainer):
@@ -131,6 +135,10 @@ class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, Cont
         if isinstance(self.model, PeftModel):
             self._adopt_adapter(start.source)
         upcast_np_parameters(self.model)
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator
+        ):  # which gathers weights that are sharded
+            set_film_units(self.accelerator.unwrap_model(self.model))
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
         self._describe_training(args, embedded)
@@ -262,7 +270,7 @@ class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, Cont
             names = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform")
             settings |= {name: adapter[name] for name in names if adapter.get(name)}
         config = model.config
-        names = [name for name in FILM_FIELDS if name != "context_config" and getattr(config, name) is not None]
+        names = [name for name in FILM_FIELDS if name not in _LONG_FIELDS and getattr(config, name) is not None]
         settings |= {name: getattr(config, name) for name in names}
         settings |= describe_context_encoder(config.context_config)
         if self._context_encoder_start is not None:
@@ -277,13 +285,10 @@ class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, Cont
             check_trunk(model)
         else:
             freeze_trunk(model)
-        collate, batch_size = self.data_collator.target_collator, self.args.embed_batch_size
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator
-        ):  # which gathers weights that are sharded
-            embeds = embed_with_trunk(
-                model, dataset, collate, self.accelerator, batch_size, name, self._kept_trunk
-            )  # (rows, 2, H)
+        settings = (self.accelerator, self.args.embed_batch_size, name, self._kept_trunk)
+        # which gathers weights that are sharded
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
+            embeds = embed_with_trunk(model, dataset, self.data_collator.target_collator, *settings)  # (rows, 2, H)
         for side, column in enumerate(EMBED_COLUMNS):
             dataset = dataset.add_column(column, list(embeds[:, side].numpy()))
         return self._remember(super()._with_embeddings(dataset, name))
