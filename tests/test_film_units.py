@@ -74,7 +74,9 @@ def test_only_a_new_policy_with_bounded_latents_is_measured(tmp_path):
 def test_shifts_are_in_units(tmp_path):
     fields = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
     fields |= {"num_attention_heads": 2, "context_config": CONTEXT_CONFIG}
-    films = [FiLMLlamaForCausalLM(FiLMLlamaConfig(**fields, film_units=units)).model.film for units in (None, [2.0, 3.0])]
+    films = [
+        FiLMLlamaForCausalLM(FiLMLlamaConfig(**fields, film_units=units)).model.film for units in (None, [2.0, 3.0])
+    ]
     with torch.no_grad():
         films[0].weight.normal_()
         films[0].bias.normal_()

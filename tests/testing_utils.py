@@ -88,7 +88,7 @@ def tiny_policy(path, architecture: str = "gemma", film: bool = True, dtype: tor
     model = POLICIES[architecture].from_pretrained(base, context_config=CONTEXT_CONFIG, dtype=dtype, **kwargs).eval()
     if film:
         torch.manual_seed(1)
-        torch.nn.init.normal_(model.model.film.weight, std=0.2)
+        torch.nn.init.normal_(model.model.film.weight, std=1.0)
         torch.nn.init.normal_(model.model.film.bias, std=0.2)
     return model
 

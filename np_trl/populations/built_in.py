@@ -52,7 +52,7 @@ def _draw_style(num_train_users: int, num_eval_users: int, seed: int) -> tuple[D
 
 def _draw_everyday(num_train_users: int, num_eval_users: int, seed: int) -> tuple[Dataset, Dataset]:
     return (
-        everyday_population("train", num_train_users, pairs_per_user=20, seed=2 * seed),
+        everyday_population("train", num_train_users, pairs_per_user=16, seed=2 * seed),
         everyday_population("test", num_eval_users, pairs_per_user=22, seed=2 * seed + 1),
     )
 

@@ -135,10 +135,6 @@ class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, Cont
         if isinstance(self.model, PeftModel):
             self._adopt_adapter(start.source)
         upcast_np_parameters(self.model)
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator
-        ):  # which gathers weights that are sharded
-            set_film_units(self.accelerator.unwrap_model(self.model))
         if args.context_encoder_path is not None:
             self.load_context_encoder(args.context_encoder_path)
         self._describe_training(args, embedded)
@@ -160,6 +156,9 @@ class NPDPOTrainer(WarmStartMixin, PolicyLossMixin, TokenizingTrainerMixin, Cont
         """Say in the policy's configuration how it is trained, for its use; and have it carry its tokenizer."""
         model = self.accelerator.unwrap_model(self.model)
         model.set_tokenizer(self.processing_class)
+        # which gathers weights that are sharded
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
+            set_film_units(model)
         config = model.config
         config.context_source = "columns" if embedded else "trunk"
         config.context_max_length, config.context_truncation = args.max_length, args.truncation_mode
