@@ -49,7 +49,7 @@ def train(path, film_site: str) -> NPDPOTrainer:
             path / "out",
             max_steps=12,
             learning_rate=2e-2,
-            np_learning_rate=2e-2,
+            np_learning_rate=1e-1,
             film_kwargs={"context_config": CONTEXT_CONFIG, "film_site": film_site},
         ),
         train_dataset=style_rows(),
