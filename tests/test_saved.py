@@ -57,6 +57,7 @@ def test_a_reward_model_and_its_profile_score_options():
 def resume_policy(path, max_steps: int, film_scaling: str = "none") -> NPDPOTrainer:
     film_kwargs = {"film_site": "block", "film_scaling": film_scaling, "context_config": SMALL}
     args = {"save_strategy": "steps", "save_steps": 1, "np_learning_rate": 1e-2, "max_length": 64}
+    args["context_in_target"] = True  # the default of then
     lora = LoraConfig(r=1, target_modules=["q_proj"], layers_to_transform=[2], task_type="CAUSAL_LM")
     trainer = NPDPOTrainer(
         STYLE_GEMMA,
