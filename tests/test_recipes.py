@@ -86,7 +86,8 @@ def test_the_settings_are_those_that_the_recipe_names(recipe):
     if recipe in TRUNK:
         assert "embeddings" not in settings and settings["reward_steps"] > 0
     else:
-        assert settings["film_kwargs"] == {"context_config": PAPER_ENCODER}
+        assert settings["film_kwargs"] == {"film_scaling": "none", "context_config": PAPER_ENCODER}
+        assert settings["reward_steps"] == 0
         assert settings["embedding_kind"] == "prompt_response"
 
 
