@@ -43,7 +43,7 @@ def loss_and_gradients(trainer: NPDPOTrainer) -> tuple[torch.Tensor, dict[str, t
 @pytest.mark.parametrize("loss_type", [["sigmoid"], ["sigmoid", "sft"], ["sppo_hard"]])
 def test_losses_and_gradients_are_those_of_one_padded_batch(tmp_path, monkeypatch, loss_type):
     loss, gradients = loss_and_gradients(build(tmp_path, loss_type=loss_type))
-    monkeypatch.setattr(PolicyLossMixin, "_in_length_groups", lambda self, model: model)
+    monkeypatch.setattr(PolicyLossMixin, "_runner", lambda self, model: model)
     expected, others = loss_and_gradients(build(tmp_path, loss_type=loss_type))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == others.keys() and len(gradients) > 5
