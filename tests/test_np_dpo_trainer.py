@@ -492,7 +492,10 @@ def test_a_prompt_without_room_for_the_completion_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"max_context": 7, "num_targets": 4, "context_in_target": True}, "`max_context=7` exceeds `num_targets=4`.*context_in_target=False"),
+        (
+            {"max_context": 7, "num_targets": 4, "context_in_target": True},
+            "`max_context=7` exceeds `num_targets=4`.*context_in_target=False",
+        ),
         ({"min_context": 3, "max_context": 2}, "`min_context=3` exceeds `max_context=2`"),
         ({"num_targets": 0}, "`num_targets=0` must be at least 1"),
         ({"eval_num_contexts": []}, "`eval_num_contexts=\\[\\]` must hold at least one"),
