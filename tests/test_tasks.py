@@ -15,6 +15,7 @@ from np_trl.data import (
     TrainingTasks,
 )
 from np_trl.data.embedding_columns import EMBED_COLUMNS
+from np_trl.data.tasks import TrainingTask
 
 from .testing_utils import embedded_rows, reward_config, tiny_reward_model
 
@@ -367,3 +368,11 @@ def test_roles_that_say_nothing_are_refused(role, shown):
 def test_a_training_set_may_have_another_column_called_role():
     rows = PreferenceRows(embedded_rows(2).add_column("role", ["annotator"] * 24))
     assert len(TrainingTasks(rows, SAMPLING, 0)) == 4
+
+
+def test_users_with_few_pairs_have_the_contexts_that_are_left():
+    rows = PreferenceRows(embedded_rows(1, pairs_per_user=7))
+    sampling = TaskSampling(min_context=1, max_context=4, num_targets=5, context_in_target=False)
+    assert sampling.required_pairs == 6 and sampling.max_context_of(9) == sampling.max_context_of(20) == 4
+    drawn = [TrainingTask(rows, 0, (seed,), sampling).draw() for seed in range(20)]
+    assert {len(context) for context, _ in drawn} == {1, 2} and all(len(targets) == 5 for _, targets in drawn)

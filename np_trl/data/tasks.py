@@ -21,7 +21,8 @@ class TaskSampling:
 
     Args:
         min_context (`int`), max_context (`int`):
-            Bounds of N_C, which every task draws uniformly.
+            Bounds of N_C, which every task draws uniformly. Where contexts are disjoint from the targets, a user with fewer
+            pairs draws at most as many as are left beside the targets.
         num_targets (`int`):
             Number of target pairs N_T.
         context_in_target (`bool`):
@@ -36,7 +37,11 @@ class TaskSampling:
     @property
     def required_pairs(self) -> int:
         """Number of pairs a user needs for one task."""
-        return self.num_targets if self.context_in_target else self.num_targets + self.max_context
+        return self.num_targets if self.context_in_target else self.num_targets + self.min_context
+
+    def max_context_of(self, num_pairs: int) -> int:
+        """Largest N_C of a user with `num_pairs` pairs."""
+        return self.max_context if self.context_in_target else min(self.max_context, num_pairs - self.num_targets)
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,12 @@ class TrainingTask(Task):
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         rng, sampling = np.random.default_rng(self.key), self.sampling
-        num_context = int(rng.integers(sampling.min_context, sampling.max_context, endpoint=True))
+        own = self.rows.of_user(self.user)
+        num_context = int(rng.integers(sampling.min_context, sampling.max_context_of(len(own)), endpoint=True))
         if sampling.context_in_target:
-            targets = _choose(self.rows.of_user(self.user), sampling.num_targets, rng)
+            targets = _choose(own, sampling.num_targets, rng)
             return targets[:num_context], targets
-        pairs = _choose(self.rows.of_user(self.user), sampling.num_targets + num_context, rng)
+        pairs = _choose(own, sampling.num_targets + num_context, rng)
         return pairs[:num_context], pairs[num_context:]
 
 

@@ -16,7 +16,8 @@ class ContextConfigMixin:
         num_targets (`int`, *optional*, defaults to `9`):
             Number of target pairs N_T of a task.
         min_context (`int`, *optional*, defaults to `0`), max_context (`int`, *optional*, defaults to `6`):
-            Bounds of the number of context pairs N_C, which each task draws uniformly.
+            Bounds of the number of context pairs N_C, which each task draws uniformly; a user with few pairs draws at most as
+            many as are left beside the targets.
         context_in_target (`bool`, *optional*, defaults to `True`):
             Whether the context set is a part of the target set, or disjoint from it. Evaluation is always disjoint.
         drop_short_users (`bool`, *optional*, defaults to `False`):
