@@ -1,10 +1,10 @@
 """
 Let training runs fail, and resume from their newest whole checkpoint.
 
-Two runs are killed again and again, at random moments; they run into a full disk, and into Ctrl-C. A third one reads a
-stream with a pair that is not finite. Of a fourth one, in two processes, one process is killed. Prints a JSON line: what was
-said, whether anything was lost beyond the last checkpoint, and whether the run that came through equals one that nobody
-touched.
+Called with a folder and the name of a case (`reward` or `lora`), it kills a run again and again, at random moments; the run
+then meets a full disk, and Ctrl-C. Called with a folder alone, it has one run read a stream with a pair that is not finite,
+and of another, in two processes, it kills one process. Prints a JSON line: what was said, whether anything was lost beyond
+the last checkpoint, and whether the run that came through equals one that nobody touched.
 """
 
 import json
@@ -212,31 +212,37 @@ def fail(case: str, folder: Path, callbacks=(), num_processes: int = 1) -> dict:
     }
 
 
-def main(root: Path) -> None:
-    torch.set_num_threads(1)  # a process that forks has no others
-    tiny_base(root / "base")
-    report = {}
-    for case in ("reward", "lora"):
-        folders = {name: root / f"{case}_{name}" for name in ("whole", "killed", "full_disk", "interrupted")}
-        for folder in folders.values():
-            folder.mkdir()
-        start = time.perf_counter()
-        expected = finish(case, folders["whole"])
-        results = {"killed": kill_at_random(case, folders["killed"], time.perf_counter() - start)}
-        results["full_disk"] = fail(case, folders["full_disk"], [LimitFiles()])
-        results["interrupted"] = fail(case, folders["interrupted"], [Interrupt()])
-        for name, result in results.items():
-            actual = finish(case, folders[name])
-            result["equal"] = actual == expected
-        report[case] = results
+def survive(root: Path, case: str) -> dict:
+    """Kill a run at random, let the disk be full, press Ctrl-C; each time the run that is resumed is compared with a whole one."""
+    folders = {name: root / name for name in ("whole", "killed", "full_disk", "interrupted")}
+    for folder in folders.values():
+        folder.mkdir()
+    start = time.perf_counter()
+    expected = finish(case, folders["whole"])
+    results = {"killed": kill_at_random(case, folders["killed"], time.perf_counter() - start)}
+    results["full_disk"] = fail(case, folders["full_disk"], [LimitFiles()])
+    results["interrupted"] = fail(case, folders["interrupted"], [Interrupt()])
+    for name, result in results.items():
+        result["equal"] = finish(case, folders[name]) == expected
+    return results
+
+
+def fail_once(root: Path) -> dict:
+    """Let a stream hold a pair that is not finite, and let one of two processes be killed."""
     for folder in (root / name for name in ("streamed", "not_finite", "two", "one_dies")):
         folder.mkdir()
-    report["not_finite"] = fail("not_finite", root / "not_finite")
-    report["not_finite"]["equal"] = finish("streamed", root / "not_finite") == finish("streamed", root / "streamed")
-    report["one_dies"] = fail("reward", root / "one_dies", [Die()], num_processes=2)
-    report["one_dies"]["equal"] = finish("reward", root / "one_dies", 2) == finish("reward", root / "two", 2)
-    print(json.dumps(report))
+    results = {"not_finite": fail("not_finite", root / "not_finite")}
+    results["not_finite"]["equal"] = finish("streamed", root / "not_finite") == finish("streamed", root / "streamed")
+    results["one_dies"] = fail("reward", root / "one_dies", [Die()], num_processes=2)
+    results["one_dies"]["equal"] = finish("reward", root / "one_dies", 2) == finish("reward", root / "two", 2)
+    return results
+
+
+def main(root: Path, case: str | None = None) -> None:
+    torch.set_num_threads(1)  # a process that forks has no others
+    tiny_base(root / "base")
+    print(json.dumps(fail_once(root) if case is None else survive(root, case)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
