@@ -56,10 +56,8 @@ class WarmStartMixin:
                 f"`reward_steps={steps}` trains a reward model on the users' pairs, but `train_dataset` is a "
                 "stream of tasks. Train it by itself with `NPRewardTrainer`, and pass its folder as `context_encoder_path`."
             )
-        args, context_config = (
-            self._reward_config(steps),
-            self.accelerator.unwrap_model(self.model).config.context_config,
-        )
+        args = self._reward_config(steps)
+        context_config = self.accelerator.unwrap_model(self.model).config.context_config
         model = NPRewardModel(
             NPRewardModelConfig(
                 embed_size=context_config.embed_size,
