@@ -118,6 +118,17 @@ TABLES = {
                 "the base model": ("eval_base_",),
             },
         ),
+        "SmolLM2, a step to TRL's DPO | time | memory": Table(
+            {"time": "smollm2_step > {0}: time to TRL", "memory": "smollm2_step > {0}: memory to TRL"},
+            {
+                "blocks, above the trunk": ("block, above the trunk",),
+                "blocks, above the trunk, trunk not kept": ("block, above the trunk, trunk not kept",),
+                "blocks, all layers": ("block, all layers",),
+                "attention, above the trunk": ("attention, above the trunk",),
+                "attention, all layers": ("attention, all layers",),
+                "gated LoRA, above the trunk": ("gated LoRA, above the trunk",),
+            },
+        ),
         "choices given | 0 | 1 | 3 | 5 | 10 | others' 10": Table(
             {
                 **by_context("{0}ncN_{1}accuracy", 0, 1, 3, 5, 10),
