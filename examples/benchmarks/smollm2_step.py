@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from unittest.mock import patch
 
 import torch
 from dpo_step import first_batch, held_bytes, step, step_bytes, without_contexts
@@ -65,9 +66,8 @@ def build(case: str, model: str, folder: str) -> DPOTrainer:
         arguments |= {"num_targets": TARGETS, "min_context": CONTEXTS, "max_context": CONTEXTS, "reward_steps": 0}
         arguments["film_kwargs"] = {"context_layer": TRUNK, "context_config": encoder, **CASES[case]}
         arguments["model_init_kwargs"] = {"dtype": "float32"}
-        room, SharedTrunk.max_bytes = SharedTrunk.max_bytes, 0 if case == NOT_KEPT else SharedTrunk.max_bytes
-        trainer = NPDPOTrainer(model, args=NPDPOConfig(**arguments), **kwargs)
-        SharedTrunk.max_bytes = room
+        with patch.object(SharedTrunk, "max_bytes", 0 if case == NOT_KEPT else SharedTrunk.max_bytes):
+            trainer = NPDPOTrainer(model, args=NPDPOConfig(**arguments), **kwargs)
     trainer.create_optimizer()
     trainer.model.train()
     return trainer
